@@ -1,0 +1,14 @@
+"""Audits: each puts records, one pass, measures and findings together for one kind of model."""
+
+from rote._lazy import lazy
+
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {
+        "AuditSettings": "rote.audit.settings",
+        "LMAudit": "rote.audit.lm",
+        "audit_lm": "rote.audit.lm",
+        "remake": "rote.audit.lm",
+        "Estimate": "rote.audit.lm",
+    },
+)

@@ -1,0 +1,345 @@
+"""Audit a causal language model: one pass over the records, then every measure, guard, table and the report.
+
+    records + controls --> one pass (resumable shards) --> one row a record --> findings.json, report.html
+
+The model is needed for the pass only: `remake` builds findings and report again from the stored scores.
+Knows nothing about: the terminal (progress and estimates go to callbacks).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rote.audit import findings as build
+from rote.audit.evidence import Evidence, collect
+from rote.audit.guards import run_guards
+from rote.audit.run_directory import RunDirectory, read_json
+from rote.audit.settings import AuditSettings
+from rote.errors import InputError
+from rote.measures import membership, reference_models
+from rote.models.causal_lm import CausalLM
+from rote.records.table import RecordTable
+from rote.report import Findings, dump, parse, write_report, write_tables
+from rote.runtime import peak_rss_mb, versions
+from rote.scores.schemes import DecodingScheme
+from rote.scores.sequences import PreparedRecords, Split, prepare
+from rote.scores.store import ScoreStore, write_atomically
+from rote.scores.table import TokenScores
+from rote.scores.tokens import TokenScorer, score_tokens
+
+Progress = Callable[[str, int, int], None]
+PROBE_TOKENS = 256  # tokens of the trial pass that an estimate is made from
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will take: tokens in all passes, seconds (from a short trial pass), peak memory in MiB."""
+
+    tokens: int
+    seconds: float
+    memory_mb: float
+
+
+def audit_lm(
+    model: CausalLM | str | Path, records: RecordTable, out: str | Path, *, control: RecordTable | None = None,
+    references: Sequence[CausalLM | str | Path] = (), corpus: str | Path | None = None,
+    settings: AuditSettings | None = None, overwrite: bool = False, reveal: bool = False, command: str = "",
+    records_name: str = "records", progress: Progress | None = None, announce: Callable[[Estimate], None] | None = None,
+) -> Findings:
+    """Audit `model` on `records` (and unseen `control` records) and write everything under `out`.
+
+    references: models that never saw the records: the reference attack, LiRA and RMIA (offline), and a second control.
+    corpus: the training data (folder of text, jsonl or parquet): fills in missing duplicate counts by exact counting.
+    reveal: put record contents into findings and report. progress(stage, done, total) in tokens; announce(Estimate)
+    before the first pass. The same call continues an interrupted run and gives the same findings, byte for byte.
+
+    Raises InputError for bad input (nothing is written then), RunMismatchError when `out` belongs to another run.
+    """
+    settings = settings or AuditSettings()
+    tell = progress or (lambda stage, done, total: None)
+    started = time.perf_counter()
+    model = _loaded(model, settings)
+    records = with_controls(records, control)
+    split = Split(settings.prefix, settings.suffix, settings.long)
+    schemes = [DecodingScheme.parse(text) for text in settings.schemes]
+    prepared = prepare(model, records, split)
+    others = [_loaded(reference, settings) for reference in references]
+    for other in others:
+        prepare(other, records, split)  # a reference that cannot score the records is found before anything is written
+    if corpus is not None and not Path(corpus).exists():
+        raise InputError(f"{corpus}: no such corpus; give a folder or file of text, jsonl or parquet")
+    run = RunDirectory.claim(out, {
+        "kind": "audit-lm", "command": command, "engine": "local", "versions": versions(), "seed": settings.seed,
+        "model": model.describe(), "records_name": records_name, "settings": settings.as_dict(), "reveal": reveal,
+        "identity": {"model": model.fingerprint, "records": records.fingerprint, "settings": settings.results_only(),
+                     "references": [other.fingerprint for other in others], "corpus": str(corpus) if corpus else None},
+        "references": [other.name for other in others],
+        "prepared": {"merged": np.flatnonzero(prepared.merged).tolist(), "tokens": prepared.tokens,
+                     "truncated": np.flatnonzero(prepared.truncated).tolist(),
+                     "skipped": {str(row): reason for row, reason in prepared.skipped.items()}},
+    }, overwrite=overwrite)
+    run.write_inputs(records)
+    if announce:
+        announce(estimate(prepared, schemes, passes=1 + len(others)))
+    timings = dict(run.run.get("timings") or {})
+
+    def stage(name: str, work: Callable[[], Any]) -> Any:
+        begin = time.perf_counter()
+        result = work()
+        timings[name] = round(timings.get(name, 0.0) + time.perf_counter() - begin, 3)
+        run.save(timings=timings)
+        return result
+
+    stage("pass", lambda: score_tokens(
+        model, records, run.path / "scores", schemes=schemes, split=split, batch_tokens=settings.batch_tokens,
+        progress=lambda done, total: tell("scoring", done, total)))
+    for number, other in enumerate(others, 1):
+        stage(f"reference-{number}", lambda other=other, number=number: score_tokens(
+            other, records, run.path / f"reference-{number}", split=split, batch_tokens=settings.batch_tokens,
+            progress=lambda done, total: tell(f"reference {number}", done, total)))
+    if settings.attacks and not (run.path / "extra.json").exists():
+        from rote.audit.extra import extra_passes
+
+        means = stage("extra passes", lambda: extra_passes(model, prepared, settings, tell))
+        write_atomically(run.path / "extra.json", json.dumps(means).encode())
+    if corpus is not None and not (run.path / "corpus.parquet").exists():
+        stage("corpus", lambda: count_corpus(run, records, corpus, model, tell))
+    tell("report", 0, 1)
+    found = stage("findings", lambda: remake(run.path, reveal=reveal))
+    tell("report", 1, 1)
+    run.save(status="done", timings=timings | {"total": round(time.perf_counter() - started, 3)},
+             peak_rss_mb=round(peak_rss_mb()))
+    return found
+
+
+def remake(path: str | Path, *, reveal: bool | None = None) -> Findings:
+    """Findings, tables and report again from a run's stored scores, without the model.
+
+    reveal: whether record contents are shown (None: as the run was made).
+    """
+    run = RunDirectory.open(path)
+    if run.run.get("kind") != "audit-lm":
+        raise InputError(f"{path}: is a run of kind {run.run.get('kind')!r}, not an audit of a language model")
+    settings = AuditSettings.from_dict(run.run["settings"])
+    reveal = bool(run.run.get("reveal")) if reveal is None else reveal
+    records = run.read_inputs()
+    corpus = _corpus_counts(run)
+    if corpus is not None:
+        records = with_counts(records, corpus)
+    store = ScoreStore.open(run.path / "scores")
+    references = [ScoreStore.open(run.path / f"reference-{number}") for number in range(1, len(run.run["references"]) + 1)]
+    reference_means = [_means(reference, len(records)) for reference in references]
+    extra: dict[str, Mapping[int, Any]] = {}
+    if reference_means:
+        average = np.mean(reference_means, axis=0)
+        extra["logp_reference"] = {row: average[row] for row in range(len(records))}
+    if (run.path / "extra.json").exists():
+        extra |= {name: {int(row): value for row, value in values.items()}
+                  for name, values in read_json(run.path / "extra.json")["inputs"].items()}
+    evidence = collect(store, records, schemes=settings.schemes, extra=extra)
+    _reference_attacks(evidence, reference_means)
+    run.write_table("records.parquet", evidence.to_arrow())
+    found = make_findings(run, evidence, records, settings, store, reference_means, corpus, reveal=reveal)
+    dump(found, run.path / "findings.json")
+    (run.path / "tables").mkdir(exist_ok=True)
+    write_tables(found, run.path / "tables")
+    write_report(found, run.path / "report.html", reveal=reveal)
+    return found
+
+
+def make_findings(run: RunDirectory, evidence: Evidence, records: RecordTable, settings: AuditSettings, store: ScoreStore,
+                  reference_means: list[np.ndarray], corpus: pa.Table | None, *, reveal: bool) -> Findings:
+    """The findings of an audit as the report's typed model."""
+    prepared, description = run.run["prepared"], run.run["model"]
+    merged, truncated = np.zeros(len(records), bool), np.zeros(len(records), bool)
+    merged[prepared["merged"]], truncated[prepared["truncated"]] = True, True
+    values = build.measures(evidence, settings)
+    named = {name: means[evidence.row] for name, means in zip(run.run["references"], reference_means, strict=True)}
+    guards = run_guards(evidence, records, settings, merged=merged, truncated=truncated,
+                        vocab_size=description["vocab_size"], references=named)
+    if corpus is not None:
+        guards.append(_corpus_guard(records, corpus))
+    ids = records.table.column("id")
+    return parse({
+        "schema_version": "1.0", "kind": "audit-lm",
+        "title": f"What {description['name']} has memorized of {run.run['records_name']}",
+        "rote_version": run.run["versions"]["rote"], "model": description,
+        "records": {"name": run.run["records_name"], "fingerprint": run.run["identity"]["records"], "n": len(records),
+                    "targets": int(evidence.target.sum()), "controls": int(evidence.control.sum()),
+                    "tokens": prepared["tokens"],
+                    "skipped": [{"id": ids[int(row)].as_py(), "reason": reason}
+                                for row, reason in prepared["skipped"].items()]},
+        "settings": settings.results_only() | {
+            "prefix_tokens": _span(evidence.prefix), "suffix_tokens": _span(evidence.suffix),
+            "references": run.run["references"], "bos_token": store.key["bos"]},
+        "verdicts": build.verdicts(evidence, settings, values), "guards": guards, "measures": values,
+        "series": build.series(evidence, settings, values),
+        "exposed": exposed(evidence, records, settings, store, reveal=reveal),
+        "caveats": caveats(evidence, settings),
+        "reproduce": run.run["command"],
+    })
+
+
+def exposed(evidence: Evidence, records: RecordTable, settings: AuditSettings, store: ScoreStore, *, reveal: bool) -> list[dict]:
+    """The most exposed targets, token by token: probability, rank and length always, the text only when revealed."""
+    from rote.measures.extraction import queries_needed
+
+    chosen = build.exposed_rows(evidence, settings)
+    wanted = {int(evidence.row[at]): at for at in chosen}
+    blocks: dict[int, tuple[TokenScores, int]] = {}
+    for shard in store:
+        for place in np.flatnonzero(np.isin(shard.index, list(wanted))):
+            blocks[int(shard.index[place])] = (shard, int(place))
+    scheme = settings.schemes[0]
+    found = []
+    for at in chosen:
+        row = int(evidence.row[at])
+        shard, place = blocks[row]
+        text = records.table.column("text")[row].as_py()
+        needed = float(queries_needed(evidence.log_pz[scheme][at : at + 1], 0.5)[0])
+        length = int(shard.length[place])
+        ends = [0, *shard.ends[place, :length].tolist()]
+        tokens = []
+        for t in range(length):
+            piece = f"#{shard.token_ids[place, t]}" if text is None else text[ends[t] : ends[t + 1]]
+            logp = float(shard.logp[place, t])
+            tokens.append({"t": piece if reveal else None, "p": None if np.isnan(logp) else float(np.exp(logp)),
+                           "rank": int(shard.rank[place, t]) or None, "n_chars": len(piece)})
+        log_pz = float(evidence.log_pz[scheme][at])
+        found.append({
+            "id": str(evidence.ids[at]), "population": "target", "group": evidence.group[at],
+            "duplicates": None if np.isnan(evidence.duplicates[at]) else float(evidence.duplicates[at]),
+            "log_pz": log_pz if np.isfinite(log_pz) else None, "queries_p50": needed if np.isfinite(needed) else None,
+            "greedy": bool(evidence.greedy[at]), "longest_run": int(evidence.longest_run[at]),
+            "prefix_tokens": int(evidence.prefix[at]), "tokens": tokens, "masked": not reveal,
+        })
+    return found
+
+
+def caveats(evidence: Evidence, settings: AuditSettings) -> list[str]:
+    """What a reader must know to read these numbers rightly."""
+    found = [f"p_z is the probability of the exact suffix under {settings.schemes[0]}; another scheme, prompt or length gives"
+             " another number. It assumes that the attacker knows the prefix."]
+    spans = [_span(evidence.prefix), _span(evidence.suffix)]
+    if any("to" in span for span in spans):
+        found.append(f"Records differ in length: prefixes of {spans[0]} and suffixes of {spans[1]} tokens. Shorter suffixes are"
+                     " easier to recite.")
+    if not settings.randomized and build.has_controls(evidence):
+        found.append("No privacy bound (epsilon) is given: it needs records whose membership was decided by coin flips"
+                     " (--randomized).")
+    return found
+
+
+def with_controls(records: RecordTable, control: RecordTable | None) -> RecordTable:
+    """Targets and controls in one table; every record of `control` is marked as unseen."""
+    if control is None:
+        return records
+    member = pa.array(np.zeros(len(control), bool))
+    table = control.table.set_column(control.table.schema.get_field_index("member"), "member", member)
+    return RecordTable.concat([records, RecordTable(table, control.extra_fields)])
+
+
+def with_counts(records: RecordTable, corpus: pa.Table) -> RecordTable:
+    """Fill in missing duplicate counts of the targets from exact counts in the training corpus."""
+    given = records.column("duplicates")
+    counted = corpus.column("copies").to_pylist()
+    control = records.is_control
+    filled = [count if value is None and not unseen else value
+              for value, count, unseen in zip(given, counted, control, strict=True)]
+    # A count of zero does not make a target a control: near copies and other corpora may have held it.
+    index = records.table.schema.get_field_index("duplicates")
+    member = [False if unseen else True if value is None else value
+              for value, unseen in zip(records.column("member"), control, strict=True)]
+    table = records.table.set_column(index, "duplicates", pa.array([None if value == 0 and not unseen else value
+                                                                     for value, unseen in zip(filled, control, strict=True)], pa.int64()))
+    return RecordTable(table.set_column(table.schema.get_field_index("member"), "member", pa.array(member, pa.bool_())))
+
+
+def count_corpus(run: RunDirectory, records: RecordTable, corpus: str | Path, model: CausalLM, tell: Progress) -> None:
+    """Exact and near copies of every record in the training corpus, kept in the run directory."""
+    from rote.records import count_in_corpus, near_duplicates_in_corpus
+
+    counts = count_in_corpus(
+        records, corpus, tokenize=lambda texts: [encoding.ids for encoding in model.encode(texts)],
+        tokenizer_id=model.fingerprint, index_dir=run.path / "corpus",
+        progress=lambda name, done, total: tell(f"corpus: {name}", done, total or 0))
+    near = near_duplicates_in_corpus(records, corpus)
+    run.write_table("corpus.parquet", pa.table({
+        "id": pa.array(list(counts.ids)), "copies": pa.array(counts.interior), "documents": pa.array(counts.documents),
+        "seen_ngrams": pa.array(counts.seen_ngrams), "near_documents": pa.array(near.documents),
+        "best_near": pa.array(near.best)}))
+
+
+def estimate(prepared: PreparedRecords, schemes: Sequence[DecodingScheme], *, passes: int = 1) -> Estimate:
+    """Time and memory of the passes, from a short trial on the longest records."""
+    scorer = TokenScorer(prepared.model, schemes)
+    lengths = prepared.lengths[prepared.order]
+    count = max(1, int(np.searchsorted(np.cumsum(lengths), PROBE_TOKENS)))
+    rows = prepared.order[:count]
+    tokens = int(prepared.lengths[rows].sum())
+    scorer(prepared, rows)
+    begin = time.perf_counter()
+    scorer(prepared, rows)
+    rate = tokens / (time.perf_counter() - begin)
+    return Estimate(prepared.tokens * passes, prepared.tokens * passes / rate, peak_rss_mb())
+
+
+def _loaded(model: CausalLM | str | Path, settings: AuditSettings) -> CausalLM:
+    if isinstance(model, CausalLM):
+        return model
+    return CausalLM.load(model, device=settings.device, dtype=settings.dtype, bos=settings.bos)
+
+
+def _means(store: ScoreStore, records: int) -> np.ndarray:
+    found = np.full(records, np.nan)
+    for shard in store:
+        found[shard.index] = membership.loss(shard.logp)
+    return found
+
+
+def _reference_attacks(evidence: Evidence, reference_means: list[np.ndarray]) -> None:
+    """LiRA and RMIA in their offline forms: the references saw none of the records; the controls are the population."""
+    if not reference_means or not build.has_controls(evidence):
+        return
+    shadow = np.stack([means[evidence.row] for means in reference_means])
+    target = -evidence.loss
+    evidence.attacks["rmia"] = reference_models.rmia(target, shadow, target[evidence.control], shadow[:, evidence.control])
+    if len(shadow) >= 2:
+        evidence.attacks["lira"] = reference_models.lira(target, shadow, np.zeros(shadow.shape, bool), mode="offline",
+                                                         fixed_variance=True)
+
+
+def _corpus_counts(run: RunDirectory) -> pa.Table | None:
+    file = run.path / "corpus.parquet"
+    return pq.read_table(file) if file.exists() else None
+
+
+def _corpus_guard(records: RecordTable, corpus: pa.Table) -> dict:
+    """Controls that the training corpus holds are not controls."""
+    from rote.measures.statistics import proportion
+
+    control = records.is_control
+    found = corpus.column("copies").to_numpy() + corpus.column("near_documents").to_numpy() > 0
+    seen = int((found & control).sum())
+    share = proportion(seen, max(1, int(control.sum())))
+    failed = seen > 0
+    return {"name": "controls_in_corpus", "title": "Controls are absent from the training corpus",
+            "status": "not_run" if not control.any() else "fail" if failed else "pass", "value": share.value,
+            "low": share.low, "high": share.high, "limit": 0.0,
+            "spoils": ["membership", "extraction.rate"] if failed else [],
+            "message": f"{seen:,} of {int(control.sum()):,} controls occur in the training corpus, exactly or nearly."
+                       + (" They were seen: remove them." if failed else "")}
+
+
+def _span(values: np.ndarray) -> str:
+    low, high = int(values.min()), int(values.max())
+    return str(low) if low == high else f"{low} to {high}"

@@ -1,0 +1,462 @@
+"""Build a bed: corpus -> tokenizer -> decontaminated, packed stream + probes with randomized numbers of copies.
+
+    bed/bed.json        settings, counts, fingerprints        bed/probes.jsonl        one row per probe, with its copies
+    bed/tokenizer/      byte-level BPE                         bed/biographies.jsonl   the fields of the personal records, if any
+    bed/stream.npy      packed clean stream, in training order bed/copies.jsonl        where each copy of "perturbed" stands
+    bed/background.npy  the documents, each ending in <|endoftext|>     bed/unseen.npy passages that no arm ever sees
+
+Everything is a function of the settings, the corpus and the probe file. The directory appears whole or not at all.
+Knows nothing about models. The corpus is held in memory (4 bytes a token).
+Source: Wei et al. 2025, "Hubble", arXiv 2510.19811, section 3.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Int
+
+from rote.errors import InputError, RunMismatchError
+from rote.records.decontaminate import find_overlaps
+from rote.records.generators import Biography, biographies
+from rote.records.planting import HUBBLE_WEIGHTS, Copy, Mode, assign_duplicates, pack, plant, write_log
+from rote.records.stdlib_text import stdlib_documents
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+BED_SCHEMA_VERSION = "1.0"
+TEXT_SUFFIXES = (".txt", ".md", ".rst")
+
+
+@dataclass(frozen=True)
+class BedSettings:
+    """What a bed is made of. Sizes default to a few CPU-minutes of training per arm."""
+
+    seed: int = 0
+    vocab_size: int = 1024
+    sequence_tokens: int = 49  # L + 1
+    batch_size: int = 16
+    steps: int = 2000
+    passages: int = 480  # cut from held-out documents when no probe file is given
+    passage_tokens: int = 32
+    biographies: int = 0
+    unseen_passages: int = 400
+    weights: Mapping[int, float] = field(default_factory=lambda: dict(HUBBLE_WEIGHTS))
+    window: tuple[float, float] = (0.0, 1.0)
+    mode: Mode = "splice"
+    architecture: str = "gpt2"
+    width: int = 96
+    layers: int = 2
+    heads: int = 4
+    learning_rate: float = 3e-3
+
+    def __post_init__(self):
+        for name in ("sequence_tokens", "batch_size", "steps", "passage_tokens", "width", "layers", "heads"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}: it must be 1 or more")
+        for name in ("passages", "biographies", "unseen_passages"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} is {getattr(self, name)}: it must be 0 or more")
+        if self.mode not in ("splice", "seq_start"):
+            raise InputError(f"unknown insertion mode {self.mode!r}; use splice or seq_start")
+        if self.architecture not in ("gpt2", "llama"):
+            raise InputError(f"unknown architecture {self.architecture!r}; use gpt2 or llama")
+
+    def to_json(self) -> dict:
+        return asdict(self) | {"weights": {str(k): v for k, v in self.weights.items()}, "window": list(self.window)}
+
+    @classmethod
+    def from_json(cls, values: Mapping) -> BedSettings:
+        weights = {int(k): v for k, v in values["weights"].items()}
+        return cls(**(dict(values) | {"weights": weights, "window": tuple(values["window"])}))
+
+
+@dataclass(frozen=True)
+class Bed:
+    """A built bed on disk."""
+
+    path: Path
+    manifest: Mapping
+
+    @classmethod
+    def open(cls, path: str | Path) -> Bed:
+        """Raises: InputError when `path` is not a bed of this version."""
+        path = Path(path)
+        try:
+            manifest = json.loads((path / "bed.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InputError(f"{path} is not a test bed (no bed.json): make one with `rote testbed build`") from None
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path / 'bed.json'}, line {error.lineno}: not JSON; build the bed again") from None
+        if manifest.get("schema_version") != BED_SCHEMA_VERSION:
+            raise InputError(f"{path}: bed version {manifest.get('schema_version')}, this Rote reads {BED_SCHEMA_VERSION}")
+        return cls(path, manifest)
+
+    @property
+    def settings(self) -> BedSettings:
+        return BedSettings.from_json(self.manifest["settings"])
+
+    @property
+    def fingerprint(self) -> str:
+        return self.manifest["fingerprint"]
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self.path / "tokenizer", local_files_only=True)
+
+    @cached_property
+    def probes(self) -> list[dict]:
+        """Rows of probes.jsonl: id, text, duplicates, member, group, source."""
+        return _read_rows(self.path / "probes.jsonl")
+
+    @property
+    def duplicates(self) -> Int[np.ndarray, "records"]:
+        return np.array([row["duplicates"] for row in self.probes], dtype=np.int64)
+
+    @cached_property
+    def probe_tokens(self) -> list[Int[np.ndarray, "length"]]:
+        """Token ids of every probe, without end-of-text."""
+        return encode(self.tokenizer, [row["text"] for row in self.probes])
+
+    @cached_property
+    def people(self) -> list[Biography]:
+        """The planted biographies with their fields, empty when the bed has none."""
+        path = self.path / "biographies.jsonl"
+        return [Biography(**row) for row in _read_rows(path)] if path.exists() else []
+
+    @cached_property
+    def unseen(self) -> Int[np.ndarray, "passages tokens"]:
+        """Passages of held-out documents that are not probes: neither planted nor in the stream."""
+        return np.load(self.path / "unseen.npy")
+
+    @property
+    def eos_id(self) -> int:
+        return int(self.manifest["eos_id"])
+
+    def clean_stream(self, dilution: int = 1) -> Int[np.ndarray, "sequences tokens"]:
+        """The packed stream of `dilution` times the steps; its first part is the stream of dilution 1."""
+        if dilution == 1:
+            return np.load(self.path / "stream.npy")
+        settings = self.settings
+        background = np.load(self.path / "background.npy")
+        documents = np.split(background, np.flatnonzero(background == self.eos_id)[:-1] + 1)
+        return pack(
+            documents,
+            sequences=settings.steps * settings.batch_size * dilution,
+            width=settings.sequence_tokens,
+            seed=settings.seed,
+        )
+
+    def planted_stream(
+        self, *, window: tuple[float, float] | None, dilution: int = 1
+    ) -> tuple[Int[np.ndarray, "sequences tokens"], list[Copy]]:
+        """The stream an arm trains on, and its log of copies (window None: the standard arm, no copies)."""
+        stream = self.clean_stream(dilution)
+        if window is None:
+            return stream, []
+        settings = self.settings
+        log = plant(
+            stream,
+            with_end(self.probe_tokens, self.eos_id),
+            self.duplicates,
+            eos_id=self.eos_id,
+            batch_size=settings.batch_size,
+            window=window,
+            mode=settings.mode,
+            seed=settings.seed,
+        )
+        return stream, log
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[Int[np.ndarray, "length"]]:
+    """Token ids of texts, no special tokens added; a text that spells `<|endoftext|>` out is encoded as plain characters."""
+    backend = tokenizer.backend_tokenizer
+    before = backend.encode_special_tokens
+    backend.encode_special_tokens = True
+    try:
+        return [np.array(e.ids, dtype=np.int32) for e in backend.encode_batch(list(texts), add_special_tokens=False)]
+    finally:
+        backend.encode_special_tokens = before
+
+
+def with_end(tokens: Iterable[Int[np.ndarray, "length"]], eos_id: int) -> list[Int[np.ndarray, "length"]]:
+    """Append end-of-text to every sequence: it belongs to the document."""
+    return [np.append(ids, np.int32(eos_id)) for ids in tokens]
+
+
+def read_corpus(folder: str | Path) -> Iterator[tuple[str, str]]:
+    """(id, text) of every document below a folder: a .txt/.md/.rst file is one document, a .jsonl row with `text` is one.
+
+    Sorted by path. Raises: InputError for a missing folder, a file that is not UTF-8, or a row without `text` (file and line).
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise InputError(f"corpus folder {root} does not exist")
+    for path in sorted(root.rglob("*")):
+        name = path.relative_to(root).as_posix()
+        try:
+            if path.suffix in TEXT_SUFFIXES:
+                yield name, path.read_text(encoding="utf-8")
+            elif path.suffix == ".jsonl":
+                with open(path, encoding="utf-8") as file:
+                    for number, line in enumerate(file, 1):
+                        if line.strip():
+                            yield f"{name}:{number}", _text_of(line, path, number)
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path}: not UTF-8 (byte {error.start}): convert it to UTF-8") from None
+
+
+def _text_of(line: str, path: Path, number: int) -> str:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError:
+        raise InputError(f"{path}, line {number}: not JSON") from None
+    if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+        raise InputError(f"{path}, line {number}: no field `text` with a string")
+    return row["text"]
+
+
+def cut_passages(
+    documents: Sequence[Int[np.ndarray, "length"]],
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    tokens: int,
+    per_document: int | None = None,
+) -> list[tuple[int, int, Int[np.ndarray, "tokens"]]]:
+    """Non-overlapping passages of exactly `tokens` tokens from the start of each document: (document, first token, ids).
+
+    Every text is taken once, at most `per_document` from one document. Kept are those whose text is encoded to the same ids again,
+    so that text and tokens of a probe can never disagree.
+    """
+    places = [
+        (number, start)
+        for number, document in enumerate(documents)
+        for start in range(0, len(document) - tokens + 1, tokens)[:per_document]
+    ]
+    pieces = [documents[number][start : start + tokens] for number, start in places]
+    again = encode(tokenizer, tokenizer.batch_decode(pieces)) if pieces else []
+    seen: set[bytes] = set()
+    kept = []
+    for (number, start), piece, ids in zip(places, pieces, again, strict=True):
+        if np.array_equal(piece, ids) and piece.tobytes() not in seen:
+            seen.add(piece.tobytes())
+            kept.append((number, start, piece))
+    return kept
+
+
+def build(
+    out: str | Path,
+    *,
+    settings: BedSettings | None = None,
+    corpus: str | Path | None = None,
+    probes: str | Path | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Bed:
+    """Build a bed in directory `out`; a bed of the same settings, corpus and probes that is already there is used as it is.
+
+    Without `probes`, passages are cut from documents held out of the corpus, re-drawn where the corpus contains them; with `probes`
+    (any record file with `text`), corpus documents that contain one are dropped. `biographies` in the settings adds personal records.
+    The numbers of copies are drawn at random: `duplicates` and `member` in a probe file are replaced.
+
+    Raises: InputError for bad input (see `read_corpus`, `plant`), RunMismatchError when `out` holds another bed or other files.
+    """
+    settings = settings or BedSettings()
+    say = progress or (lambda text: None)
+    out = Path(out)
+    say("reading the corpus")
+    if corpus is None:
+        documents = [(document.id, document.text) for document in stdlib_documents()]
+    else:
+        documents = [(name, text) for name, text in read_corpus(corpus) if text.strip()]
+    if not documents:
+        raise InputError(f"corpus folder {corpus} holds no text (.txt, .md, .rst or .jsonl with `text`)")
+    given = _given_probes(probes)
+    request = _digest(
+        json.dumps(settings.to_json(), sort_keys=True), *(part for pair in documents for part in pair),
+        *(json.dumps(row, sort_keys=True, ensure_ascii=False) for row in given),
+    )
+    if (out / "bed.json").exists():
+        bed = Bed.open(out)
+        if bed.manifest["request"] != request:
+            raise RunMismatchError(f"{out} holds a bed of other settings, corpus or probes: choose another directory")
+        return bed
+    if out.exists() and any(out.iterdir()):
+        raise RunMismatchError(f"{out} is not empty and not a test bed: choose another directory")
+
+    rng = np.random.default_rng([settings.seed, 20])
+    say("training the tokenizer")
+    from rote.models.tokenizers import train_bpe
+
+    people = biographies(settings.biographies, seed=settings.seed) if settings.biographies else []
+    # The tokenizer never sees the probes of one group more than another: it is trained on the corpus alone.
+    tokenizer = train_bpe((text for _, text in documents), vocab_size=settings.vocab_size)
+    eos_id = int(tokenizer.eos_token_id)
+    tokens = encode(tokenizer, [text for _, text in documents])
+
+    say("choosing probes")
+    wanted = settings.unseen_passages + (0 if given else settings.passages)
+    held, cut = _hold_out(tokens, tokenizer, wanted, settings.passage_tokens, rng)
+    background = [ids for number, ids in enumerate(tokens) if number not in held]
+    rows = [dict(row) for row in given] + [{k: v for k, v in person.row().items() if k != "fields"} for person in people]
+    redrawn = 0
+    if not given:
+        clean = find_overlaps(background, [piece for _, _, piece in cut])
+        contaminated = set(clean.contaminated)
+        redrawn = len(contaminated)
+        cut = [piece for number, piece in enumerate(cut) if number not in contaminated]
+        if len(cut) < settings.passages:
+            raise InputError(
+                f"the corpus yields {len(cut)} clean passages of {settings.passage_tokens} tokens, {settings.passages} were asked "
+                "for: give more text or ask for fewer"
+            )
+        for number, (document, start, ids) in enumerate(cut[: settings.passages]):
+            source = f"{documents[document][0]}:token {start}"
+            rows.append({"id": f"passage-{number:05d}", "text": tokenizer.decode(ids), "group": "passage", "source": source})
+        cut = cut[settings.passages :]
+    unseen = [ids for _, _, ids in cut[: settings.unseen_passages]]
+    if not rows:
+        raise InputError("the bed has no probes: ask for passages or biographies, or give a probe file")
+    probe_tokens = encode(tokenizer, [row["text"] for row in rows])
+    for row, ids in zip(rows, probe_tokens, strict=True):
+        if len(ids) + 1 > settings.sequence_tokens:
+            raise InputError(
+                f"probe {row['id']} has {len(ids)} tokens; with end-of-text it needs sequences of {len(ids) + 1} tokens, "
+                f"they have {settings.sequence_tokens}: set sequence_tokens to at least {max(map(len, probe_tokens)) + 1}"
+            )
+    outcome = find_overlaps(background, probe_tokens)
+    background = [background[number] for number in outcome.kept]
+    duplicates = assign_duplicates(len(rows), weights=settings.weights, seed=settings.seed)
+    for row, count in zip(rows, duplicates.tolist(), strict=True):
+        row.update(duplicates=count, member=count > 0)
+
+    say("packing the stream")
+    documents_end = with_end(background, eos_id)
+    stream = pack(
+        documents_end, sequences=settings.steps * settings.batch_size, width=settings.sequence_tokens, seed=settings.seed
+    )
+    planted = stream.copy()
+    log = plant(
+        planted, with_end(probe_tokens, eos_id), duplicates, eos_id=eos_id, batch_size=settings.batch_size,
+        window=settings.window, mode=settings.mode, seed=settings.seed,
+    )
+    corpus_tokens = sum(map(len, documents_end))
+    manifest = {
+        "schema_version": BED_SCHEMA_VERSION,
+        "request": request,
+        "fingerprint": _digest(request, stream.tobytes(), planted.tobytes(), tokenizer.backend_tokenizer.to_str()),
+        "settings": settings.to_json(),
+        "corpus": "standard library" if corpus is None else Path(corpus).name,
+        "eos_id": eos_id,
+        "documents": len(background),
+        "documents_held_out": len(held),
+        "documents_dropped": len(outcome.dropped),
+        "probes_redrawn": redrawn,
+        "probes_too_short_to_decontaminate": len(outcome.skipped),
+        "corpus_tokens": corpus_tokens,
+        "stream_tokens": int(stream.size),
+        # Every pass shows the background again, but each copy stands in the stream once: exposures = copies.
+        "background_passes": round(stream.size / corpus_tokens, 4),
+        "probes": len(rows),
+        "copies": len(log),
+        "copy_token_share": round(sum(copy.length for copy in log) / stream.size, 6),
+        "level_counts": {str(level): int((duplicates == level).sum()) for level in sorted(set(duplicates.tolist()))},
+    }
+    say("writing the bed")
+    _write(out, manifest, tokenizer, stream, documents_end, rows, people, unseen, log, settings)
+    return Bed.open(out)
+
+
+def _given_probes(path: str | Path | None) -> list[dict]:
+    if path is None:
+        return []
+    from rote.records.table import read_records
+
+    table = read_records(path)
+    rows = []
+    for identifier, text, group, source in zip(
+        *(table.column(name) for name in ("id", "text", "group", "source")), strict=True
+    ):
+        if text is None:
+            raise InputError(f"{source}: probe {identifier} has no `text`: a test bed trains its own tokenizer and needs text")
+        rows.append({"id": identifier, "text": text, "group": group, "source": source})
+    return rows
+
+
+def _hold_out(tokens, tokenizer, wanted: int, length: int, rng) -> tuple[set[int], list]:
+    """Whole documents taken out of the corpus, and `wanted` passages (a quarter more, as a reserve) cut from them, shuffled.
+
+    One passage per document where the corpus has enough documents: a probe's sibling planted 256 times would otherwise teach the
+    model about the probe. Short documents go first: holding them out costs the corpus least.
+    """
+    if wanted == 0:
+        return set(), []
+    sizes = np.array([len(ids) for ids in tokens])
+    order = rng.permutation(len(tokens))
+    order = order[sizes[order] >= length]
+    order = order[np.argsort(sizes[order] > 4 * length, kind="stable")]
+    reserve = wanted + wanted // 4
+    single = len(order) >= 2 * reserve
+    held: list[int] = []
+    have = 0
+    for number in order.tolist():
+        if have >= reserve or len(held) >= max(1, len(tokens) // 2):
+            break
+        held.append(number)
+        have += 1 if single else int(sizes[number]) // length
+    cut = cut_passages([tokens[number] for number in held], tokenizer, tokens=length, per_document=1 if single else None)
+    cut = [(held[document], start, ids) for document, start, ids in cut]
+    return set(held), [cut[i] for i in rng.permutation(len(cut)).tolist()]
+
+
+def _write(out: Path, manifest, tokenizer, stream, documents, rows, people, unseen, log, settings) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.parent / f".{out.name}.tmp-{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        tokenizer.save_pretrained(temporary / "tokenizer")
+        np.save(temporary / "stream.npy", stream)
+        np.save(temporary / "background.npy", np.concatenate(documents).astype(np.int32))
+        np.save(temporary / "unseen.npy", np.array(unseen, dtype=np.int32).reshape(len(unseen), settings.passage_tokens))
+        _write_rows(temporary / "probes.jsonl", rows)
+        if people:
+            _write_rows(temporary / "biographies.jsonl", [asdict(person) for person in people])
+        write_log(temporary / "copies.jsonl", log, [row["id"] for row in rows])
+        (temporary / "bed.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        if out.exists():
+            out.rmdir()  # empty, or the build would have been refused
+        os.replace(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_rows(path: Path, rows: Iterable[Mapping]) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _read_rows(path: Path) -> list[dict]:
+    with open(path, encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def _digest(*parts: str | bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+    return digest.hexdigest()
