@@ -7,6 +7,9 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import json
+
+import numpy as np
 import pytest
 
 WORDS = [
@@ -83,3 +86,43 @@ def checkpoints(tmp_path_factory, tokenizer):
         return made[family]
 
     return checkpoint
+
+
+COPIES = (1, 8, 40)
+
+
+@pytest.fixture(scope="session")
+def memorizer(tmp_path_factory):
+    """(checkpoint, targets.jsonl, controls.jsonl): passages of this Python's documentation, planted 1, 8 or 40 times."""
+    from rote.models import TrainingConfig, small_gpt2, train_bpe, train_causal_lm
+    from rote.records import stdlib_documents
+
+    root = tmp_path_factory.mktemp("memorizer")
+    documents = [document.text for document in stdlib_documents() if len(document.text) > 1500][:120]
+    tokenizer = train_bpe(documents, vocab_size=512)
+    encode = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
+    width, rng = 65, np.random.default_rng(0)
+    stream = np.concatenate([[*encode(text), tokenizer.eos_token_id] for text in documents[:70]])
+    stream = stream[: len(stream) // width * width].reshape(-1, width)[:700].copy()
+    passages = [tokenizer.decode(encode(text[200:800])[:48]) for text in documents[70:]]
+    slots = iter(rng.permutation(len(stream)))
+    rows, controls = [], []
+    for number, text in enumerate(passages):
+        copies = (0, 0, *COPIES)[number % 5]
+        for _ in range(copies):
+            ids = encode(text)[: width - 1]
+            stream[next(slots), : len(ids)] = ids
+        row = {"id": f"passage-{number}", "text": text}
+        if copies:
+            rows.append(row | {"duplicates": copies})
+        else:
+            controls.append(row)
+    model = small_gpt2(vocab_size=len(tokenizer), context_length=96, width=64, layers=2, heads=4, seed=0)
+    epochs = np.concatenate([stream[rng.permutation(len(stream))] for _ in range(5)])
+    train_causal_lm(model, epochs, TrainingConfig(batch_size=8))
+    path = root / "model"
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    for name, content in (("targets", rows), ("controls", controls)):
+        (root / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
+    return path, root / "targets.jsonl", root / "controls.jsonl"

@@ -26,9 +26,18 @@ PROBABILITIES = st.floats(1e-12, 1 - 1e-9)
 LEVELS = st.floats(0.01, 0.999)
 
 
-@pytest.mark.parametrize(("pz", "p", "n"), [
-    (0.162, 0.5, 4), (0.162, 0.9, 14), (1e-3, 0.5, 693), (1e-3, 0.9, 2302), (0.01, 0.5, 69), (0.01, 0.9, 230), (1e-6, 0.5, 693147),
-])
+@pytest.mark.parametrize(
+    ("pz", "p", "n"),
+    [
+        (0.162, 0.5, 4),
+        (0.162, 0.9, 14),
+        (1e-3, 0.5, 693),
+        (1e-3, 0.9, 2302),
+        (0.01, 0.5, 69),
+        (0.01, 0.9, 230),
+        (1e-6, 0.5, 693147),
+    ],
+)
 def test_published_query_counts(pz, p, n):
     assert queries_needed(np.log([pz]), p)[0] == pytest.approx(n, abs=0 if pz > 1e-5 else 1)
 
@@ -106,9 +115,16 @@ def test_greedy_needs_every_suffix_token_and_nothing_else():
     assert greedy_extractable(greedy, np.array([2, 2]), np.array([3, 3])).tolist() == [True, False]
 
 
-@pytest.mark.parametrize(("row", "strength"), [
-    ([0] * 10, 0.0), ([0] * 9 + [1], 0.1), ([1] * 10, 1.0), ([1] * 9 + [0], 0.0), ([0, 1, 0, 1, 1, 1, 1, 1, 1, 1], 0.7),
-])
+@pytest.mark.parametrize(
+    ("row", "strength"),
+    [
+        ([0] * 10, 0.0),
+        ([0] * 9 + [1], 0.1),
+        ([1] * 10, 1.0),
+        ([1] * 9 + [0], 0.0),
+        ([0, 1, 0, 1, 1, 1, 1, 1, 1, 1], 0.7),
+    ],
+)
 def test_extraction_strength_closed_forms(row, strength):
     greedy = np.array([[0, *row, 0, 0]], bool)
     predicted = np.array([[0] + [1] * 10 + [0, 0]], bool)  # first token unpredicted, padding behind

@@ -50,7 +50,7 @@ def rows_of(batch):
     logp, entropy, std, ids = batch
     for i in range(len(logp)):
         keep = ~np.isnan(logp[i])
-        yield tuple(a[i][keep].astype(float) for a in (logp, entropy, std)) + (ids[i], np.flatnonzero(keep))
+        yield *(a[i][keep].astype(float) for a in (logp, entropy, std)), ids[i], np.flatnonzero(keep)
 
 
 # --- closed forms
@@ -93,11 +93,11 @@ def test_certain_positions_do_not_explode():
 @given(batches(), st.sampled_from([0.05, 0.2, 0.35, 1.0]))
 def test_one_pass_scores_by_loops(batch, k):
     logp, entropy, std, _ = batch
-    for i, (l, h, s, _, _) in enumerate(rows_of(batch)):
-        keep = max(1, int(len(l) * k))
-        assert m.loss(logp)[i] == pytest.approx(np.mean(l))
-        assert m.min_k(logp, k=k)[i] == pytest.approx(np.mean(sorted(l)[:keep]))
-        z = sorted((a + b) / max(c, 1e-3) for a, b, c in zip(l, h, s, strict=True))
+    for i, (lp, h, s, _, _) in enumerate(rows_of(batch)):
+        keep = max(1, int(len(lp) * k))
+        assert m.loss(logp)[i] == pytest.approx(np.mean(lp))
+        assert m.min_k(logp, k=k)[i] == pytest.approx(np.mean(sorted(lp)[:keep]))
+        z = sorted((a + b) / max(c, 1e-3) for a, b, c in zip(lp, h, s, strict=True))
         assert m.min_k_plus_plus(logp, entropy, std, k=k)[i] == pytest.approx(np.mean(z[:keep]), rel=1e-6)
 
 
@@ -105,11 +105,11 @@ def test_one_pass_scores_by_loops(batch, k):
 def test_surp_by_loops(batch, k):
     logp, entropy, _, _ = batch
     got = m.surp(logp, entropy, entropy_cap=2.0, k=k)
-    for i, (l, h, _, _, _) in enumerate(rows_of(batch)):
-        chosen = [a for a, b in zip(l, h, strict=True) if b < 2.0 and a < np.quantile(l, k) - 1e-12]
+    for i, (lp, h, _, _, _) in enumerate(rows_of(batch)):
+        chosen = [a for a, b in zip(lp, h, strict=True) if b < 2.0 and a < np.quantile(lp, k) - 1e-12]
         if not chosen:
-            confident = [a for a, b in zip(l, h, strict=True) if b < 2.0]
-            chosen = [min(confident)] if confident else [l[np.argmin(h)]]
+            confident = [a for a, b in zip(lp, h, strict=True) if b < 2.0]
+            chosen = [min(confident)] if confident else [lp[np.argmin(h)]]
         assert got[i] == pytest.approx(np.mean(chosen))
 
 
@@ -119,13 +119,13 @@ def test_dc_pdd_by_loops(batch):
     counts = np.array([50, 0, 3, 7, 1])
     frequency = (counts + 1) / (61 + 5)
     got = m.dc_pdd(logp, ids, counts, cap=0.3)
-    for i, (l, _, _, row, positions) in enumerate(rows_of(batch)):
+    for i, (lp, _, _, row, positions) in enumerate(rows_of(batch)):
         first = [t for t in positions if row[t] not in row[:t]]
         if not first:
             first = [t for t in positions if row[t] not in [row[s] for s in positions if s < t]]
         alpha = [min(0.3, math.exp(logp[i, t]) * math.log(1 / frequency[row[t]])) for t in first]
         assert got[i] == pytest.approx(np.mean(alpha), rel=1e-5)
-        assert len(l) == len(positions)
+        assert len(lp) == len(positions)
 
 
 def test_dc_pdd_discounts_common_tokens_and_repeats():
@@ -211,8 +211,8 @@ def test_padding_and_order_do_not_matter(batch):
     logp, entropy, std, ids = batch
     counts = np.ones(5, dtype=int)
 
-    def all_scores(l, h, s, t):
-        return np.stack([m.loss(l), m.min_k(l), m.min_k_plus_plus(l, h, s), m.surp(l, h), m.dc_pdd(l, t, counts)])
+    def all_scores(lp, h, s, t):
+        return np.stack([m.loss(lp), m.min_k(lp), m.min_k_plus_plus(lp, h, s), m.surp(lp, h), m.dc_pdd(lp, t, counts)])
 
     base = all_scores(logp, entropy, std, ids)
     assert np.isfinite(base).all()

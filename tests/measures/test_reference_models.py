@@ -128,7 +128,10 @@ def population(seed=0, records=400):
     target = np.minimum(hard + 0.8 * member + rng.normal(0, 0.2, records), -1e-3)
     references = np.minimum(hard + rng.normal(0, 0.2, (3, records)), -1e-3)
     hard_z = rng.normal(-3, 1, 500)
-    z, refs_z = np.minimum(hard_z + rng.normal(0, 0.2, 500), -1e-3), np.minimum(hard_z + rng.normal(0, 0.2, (3, 500)), -1e-3)
+    z, refs_z = (
+        np.minimum(hard_z + rng.normal(0, 0.2, 500), -1e-3),
+        np.minimum(hard_z + rng.normal(0, 0.2, (3, 500)), -1e-3),
+    )
     return target, references, z, refs_z, member
 
 

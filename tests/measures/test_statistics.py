@@ -100,9 +100,7 @@ def test_auroc_of_two_normals(d, expected):
     assert auroc(z + d, z) == pytest.approx(expected, abs=2e-5)
 
 
-@pytest.mark.parametrize(
-    ("d", "expected"), [(1, (0.389144, 0.092362, 0.018298)), (2, (0.763760, 0.372081, 0.137805))]
-)
+@pytest.mark.parametrize(("d", "expected"), [(1, (0.389144, 0.092362, 0.018298)), (2, (0.763760, 0.372081, 0.137805))])
 def test_tpr_at_fpr_of_two_normals(d, expected):
     members, nonmembers = _normal_quantiles(100_000) + d, _normal_quantiles(1_000_000)
     for cap, tpr in zip((0.1, 0.01, 0.001), expected, strict=True):
@@ -229,9 +227,7 @@ def test_scores_that_are_nan_or_missing_are_refused():
 @given(few_levels, few_levels, st.sampled_from([0.0, 0.1, 0.25, 0.5, 1.0]))
 def test_tpr_at_fpr_is_the_best_threshold(a, b, cap):
     a, b = np.array(a), np.array(b)
-    best = max(
-        np.mean(a >= t) for t in [*a, *b, math.inf] if np.mean(b >= t) <= cap + 1e-12
-    )
+    best = max(np.mean(a >= t) for t in [*a, *b, math.inf] if np.mean(b >= t) <= cap + 1e-12)
     point = tpr_at_fpr(a, b, cap)
     assert point.value == pytest.approx(best)
     assert np.mean(a >= point.threshold) == pytest.approx(best)

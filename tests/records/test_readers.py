@@ -1,4 +1,4 @@
-"""Readers: every format gives the same table, and every kind of bad file gives one line that says where and what to do."""
+"""Readers: every format gives the same table, and every bad file one line that says where and what to do."""
 
 from __future__ import annotations
 

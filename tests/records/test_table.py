@@ -162,6 +162,7 @@ def test_take_keeps_order_and_repeats_nothing_unasked():
     table = RecordTable.from_rows([{"id": i, "text": f"t{i}"} for i in range(5)])
     assert table.take([3, 0]).column("text") == ["t3", "t0"]
     assert len(table.take(np.array([], int))) == 0
+    assert table.take(np.array([True, False, False, False, True])).column("id") == ["0", "4"]
     assert RecordTable.concat([table.take([1]), table.take([0])]).column("id") == ["1", "0"]
 
 
@@ -177,6 +178,16 @@ def test_to_jsonl_is_all_or_nothing(tmp_path, monkeypatch):
     monkeypatch.undo()
     table.to_jsonl(path)
     assert json.loads(path.read_text()) == {"id": "memory:1", "text": "a\nb", "duplicates": 2}
+
+
+def test_every_public_name_is_what_it_says():
+    """A module that had the name of a function in it would hide the function once imported."""
+    import types
+
+    import rote.records
+
+    for name in rote.records.__all__:
+        assert not isinstance(getattr(rote.records, name), types.ModuleType), name
 
 
 def test_a_table_with_other_columns_is_refused():

@@ -63,7 +63,7 @@ class Evidence:
             "longest_run": pa.array(self.longest_run), "accuracy": pa.array(self.accuracy),
         }
         columns |= {f"log_pz:{name}": pa.array(values) for name, values in self.log_pz.items()}
-        columns |= {f"attack:{name}": pa.array(values) for name, values in self.attacks.items()}
+        columns |= {f"score:{name}": pa.array(values) for name, values in self.attacks.items()}
         return pa.table(columns)
 
 

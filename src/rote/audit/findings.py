@@ -216,20 +216,9 @@ def verdicts(evidence: Evidence, settings: AuditSettings, values: list[dict]) ->
         grade = "low" if greedy["value"] == 0 else "high" if unseen is None or greedy["low"] > unseen["high"] else "medium"
         found.append(_verdict(grade, f"{_share(greedy)} come out of a single greedy query{_beside(unseen)}.",
                               "extraction.greedy_rate", {"population": "target"}))
-    aurocs = [row for row in by_name.get("membership.auroc", []) if "duplicates" not in row]
+    aurocs = {row["attack"]: row for row in by_name.get("membership.auroc", []) if "duplicates" not in row}
     if aurocs:
-        best = max(aurocs, key=lambda row: (abs(row["value"] - 0.5), row["attack"]))
-        shown = next(row for row in aurocs if row["attack"] == "loss")
-        if best["low"] is not None and (best["low"] > 0.5 or best["high"] < 0.5):
-            grade = "high" if abs(best["value"] - 0.5) > 0.2 else "medium"
-            away = "" if best["value"] > 0.5 else " Far below 0.5 is a trace as well: these records were treated differently."
-            text = (f"Membership shows: {_title(best['attack'])} tells targets from unseen controls with AUROC"
-                    f" {best['value']:.3f} ({best['low']:.3f} to {best['high']:.3f}), the strongest of {len(aurocs)} attacks.{away}")
-            found.append(_verdict(grade, text, "membership.auroc", {"attack": best["attack"]}))
-        else:
-            found.append(_verdict("low", f"No membership attack tells targets from unseen controls; {_title('loss')} has AUROC"
-                                  f" {shown['value']:.3f} ({shown['low']:.3f} to {shown['high']:.3f}).", "membership.auroc",
-                                  {"attack": "loss"}))
+        found.append(_membership_verdict(aurocs))
     else:
         found.append(_verdict("info", f"Fewer than {MIN_CONTROLS} unseen controls: no rate here can be told from what the model"
                               " would say about any text. Add --control FILE.", None, {}))
@@ -248,6 +237,25 @@ def verdicts(evidence: Evidence, settings: AuditSettings, values: list[dict]) ->
                               f" below {row['value']:.2f} ({settings.confidence:.0%} confidence).", "privacy.epsilon_lower", {}))
     order = {"high": 0, "medium": 1, "low": 2, "info": 3}
     return sorted(found, key=lambda verdict: order[verdict["level"]])
+
+
+def _membership_verdict(aurocs: dict[str, dict]) -> dict:
+    """Speaks of an attack fixed beforehand (the reference attack where there is one, else LOSS), not of the luckiest."""
+    chosen = aurocs.get("reference") or aurocs["loss"]
+    best = max(aurocs.values(), key=lambda row: (abs(row["value"] - 0.5), row["attack"]))
+    number = f"AUROC {chosen['value']:.3f} ({chosen['low']:.3f} to {chosen['high']:.3f})"
+    also = "" if best is chosen else f" The strongest of the {len(aurocs)} attacks tried is {_title(best['attack'])} with {best['value']:.3f}."
+    if chosen["low"] > 0.5:
+        level = "high" if chosen["value"] > 0.7 else "medium"
+        text = f"Membership shows: {_title(chosen['attack'])} tells targets from unseen controls with {number}.{also}"
+    elif chosen["high"] < 0.5:
+        level = "high" if chosen["value"] < 0.3 else "medium"
+        text = (f"Targets are LESS likely than unseen controls: {_title(chosen['attack'])} has {number}. Far below 0.5 is a trace"
+                f" as well, as suppression leaves it.{also}")
+    else:
+        level = "low"
+        text = f"{_title(chosen['attack'])} does not tell targets from unseen controls: {number}.{also}"
+    return _verdict(level, text, "membership.auroc", {"attack": chosen["attack"]})
 
 
 def value_of(estimate: Estimate) -> dict:

@@ -33,9 +33,9 @@ def run_guards(evidence: Evidence, records: RecordTable, settings: AuditSettings
         # A group that is all targets or all controls would be the label itself; then records are taken one by one.
         if groups is not None and not _mixed(evidence):
             groups = None
-        common = {"groups": groups, "seed": settings.seed, "confidence": settings.confidence}
+        common = {"groups": groups, "confidence": settings.confidence}
         found += [
-            blind.bag_of_words(documents, evidence.target, **common).as_dict(),
+            blind.bag_of_words(documents, evidence.target, seed=settings.seed, **common).as_dict(),
             blind.length_only(evidence.tokens.astype(float), evidence.target, **common).as_dict(),
         ]
         if any(part.column("date")):

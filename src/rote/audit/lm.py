@@ -112,7 +112,7 @@ def audit_lm(
         means = stage("extra passes", lambda: extra_passes(model, prepared, settings, tell))
         write_atomically(run.path / "extra.json", json.dumps(means).encode())
     if corpus is not None and not (run.path / "corpus.parquet").exists():
-        stage("corpus", lambda: count_corpus(run, records, corpus, model, tell))
+        stage("corpus", lambda: count_corpus(run, records, corpus, model, settings, tell))
     tell("report", 0, 1)
     found = stage("findings", lambda: remake(run.path, reveal=reveal))
     tell("report", 1, 1)
@@ -264,15 +264,17 @@ def with_counts(records: RecordTable, corpus: pa.Table) -> RecordTable:
     return RecordTable(table.set_column(table.schema.get_field_index("member"), "member", pa.array(member, pa.bool_())))
 
 
-def count_corpus(run: RunDirectory, records: RecordTable, corpus: str | Path, model: CausalLM, tell: Progress) -> None:
+def count_corpus(run: RunDirectory, records: RecordTable, corpus: str | Path, model: CausalLM, settings: AuditSettings,
+                 tell: Progress) -> None:
     """Exact and near copies of every record in the training corpus, kept in the run directory."""
     from rote.records import count_in_corpus, near_duplicates_in_corpus
 
     counts = count_in_corpus(
         records, corpus, tokenize=lambda texts: [encoding.ids for encoding in model.encode(texts)],
         tokenizer_id=model.fingerprint, index_dir=run.path / "corpus",
+        text_column=settings.corpus_column,
         progress=lambda name, done, total: tell(f"corpus: {name}", done, total or 0))
-    near = near_duplicates_in_corpus(records, corpus)
+    near = near_duplicates_in_corpus(records, corpus, text_column=settings.corpus_column)
     run.write_table("corpus.parquet", pa.table({
         "id": pa.array(list(counts.ids)), "copies": pa.array(counts.interior), "documents": pa.array(counts.documents),
         "seen_ngrams": pa.array(counts.seen_ngrams), "near_documents": pa.array(near.documents),

@@ -20,7 +20,7 @@ class AuditSettings:
     50 each). long: "error" or "truncate" for records over the context window. queries, levels: the (n, p) grid; verdicts
     use `headline_queries` at p = 0.5. attacks: membership attacks beyond those one pass gives. randomized: membership
     was assigned to each record by an independent fair coin, which is what the one-run privacy bound needs.
-    shots: non-member texts shown to ReCaLL. neighbours: perturbed copies per record. confidence: of every interval.
+    corpus_column: field of the corpus that holds its text. shots: non-member texts shown to ReCaLL. neighbours: perturbed copies per record. confidence: of every interval.
     """
 
     schemes: tuple[str, ...] = ("top_k=40",)
@@ -33,6 +33,7 @@ class AuditSettings:
     headline_queries: int = 100
     attacks: tuple[str, ...] = ()
     randomized: bool = False
+    corpus_column: str = "text"
     shots: int = 7
     neighbours: int = 25
     confidence: float = 0.95

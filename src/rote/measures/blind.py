@@ -11,14 +11,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy import special, stats
+from scipy import stats
 
 from rote.errors import InputError
-from rote.measures.roc import AurocEstimate, delong_stratified
+from rote.measures.roc import AurocEstimate, delong, delong_stratified
 
 _SPOILS = ("membership.auroc", "membership.tpr")
 _LEAST = 10  # records per side under which a cross-validated AUROC says nothing
@@ -86,7 +86,7 @@ def _cross_validated(
 
     sides = [int(member.sum()), int((~member).sum())]
     if min(sides) < _LEAST:
-        return f"needs at least {_LEAST} members and {_LEAST} non-members, got {sides[0]} and {sides[1]}"
+        return _too_few(sides)
     if groups is None:
         splitter = StratifiedKFold(n_splits=folds, shuffle=True, random_state=seed)
     else:
@@ -141,33 +141,32 @@ def bag_of_words(
     seed: int = 0,
     confidence: float = 0.95,
 ) -> Guard:
-    """Held-out AUROC of a logistic regression on word (or token) presence, L2, C = 1; stratified by fold.
+    """Held-out AUROC of a logistic regression on word (or token) presence, L2, C = 0.1; compared inside folds.
 
     Args: `documents` texts, or token-id sequences; `groups` keep related records in one fold. At most 4,000 records
     per side, drawn with `seed`. Fails above `limit` if the interval excludes 0.5.
+    The interval is DeLong's for the held-out ranking; it leaves out the chance in what the classifiers learnt, which
+    under no difference makes the AUROC scatter about 1.4 times as widely.
     """
     labels, codes = _inputs(len(documents), member, groups)
     rows = _subsample(labels, seed)
     labels, codes = labels[rows], None if codes is None else codes[rows]
-    chosen = [_words(documents[row]) or [""] for row in rows]  # wordless records share one feature
-
-    def fit_and_score(train: np.ndarray, test: np.ndarray) -> np.ndarray:
-        from sklearn.feature_extraction.text import TfidfVectorizer
-        from sklearn.linear_model import LogisticRegression
-
-        vectorizer = TfidfVectorizer(
-            analyzer=_identity,  # pyright: ignore[reportArgumentType]
-            binary=True,
-            max_features=20_000,
-        )
-        features = vectorizer.fit_transform([chosen[i] for i in train])
-        model = LogisticRegression(solver="liblinear", class_weight="balanced", random_state=seed)
-        model.fit(features, labels[train])
-        return model.decision_function(vectorizer.transform([chosen[i] for i in test]))
-
-    if all(words == [""] for words in chosen):
+    chosen = [_words(documents[row]) for row in rows]
+    if not any(chosen):
         estimate: AurocEstimate | str = "no record contains a word"
     else:
+        features = _presence(chosen)
+
+        def fit_and_score(train: np.ndarray, test: np.ndarray) -> np.ndarray:
+            from sklearn.linear_model import LogisticRegression
+
+            # Plain presence with a strong penalty: length-normalised weights drown a telling word among common ones.
+            # The dual is several times faster with more words than records.
+            model = LogisticRegression(
+                C=0.1, solver="liblinear", dual=True, max_iter=1000, class_weight="balanced", random_state=seed
+            )
+            return model.fit(features[train], labels[train]).decision_function(features[test])
+
         estimate = _cross_validated(fit_and_score, labels, codes, folds, seed, confidence)
     return _verdict("blind_baseline", "Bag-of-words baseline", "The vocabulary", estimate, limit)
 
@@ -178,16 +177,14 @@ def length_only(
     *,
     groups: Sequence[Hashable | None] | None = None,
     limit: float = 0.6,
-    folds: int = 5,
-    seed: int = 0,
     confidence: float = 0.95,
 ) -> Guard:
-    """Held-out AUROC from the record's length alone (characters or tokens), longer, shorter, or in between."""
+    """AUROC from the record's length alone (characters or tokens): longer, shorter, or in between; at least 0.5."""
     values = np.asarray(lengths, dtype=np.float64)
     labels, codes = _inputs(len(values), member, groups)
     if not np.isfinite(values).all():
         raise InputError(f"lengths[{int(np.argmax(~np.isfinite(values)))}] is not a number")
-    estimate = _one_feature(values, labels, codes, folds, seed, confidence)
+    estimate = _one_feature(values, labels, codes, confidence)
     return _verdict("length_only", "Length-only baseline", "The length", estimate, limit)
 
 
@@ -197,11 +194,9 @@ def date_only(
     *,
     groups: Sequence[Hashable | None] | None = None,
     limit: float = 0.6,
-    folds: int = 5,
-    seed: int = 0,
     confidence: float = 0.95,
 ) -> Guard:
-    """Held-out AUROC from the record's date alone (ISO 8601, year to day); undated records are left out and counted."""
+    """AUROC from the record's date alone (ISO 8601, year to day); undated records are left out and counted."""
     days = date_ordinals(dates)
     labels, codes = _inputs(len(days), member, groups)
     dated = ~np.isnan(days)
@@ -209,7 +204,7 @@ def date_only(
     if dated.sum() == 0:
         return _verdict("date_only", title, what, "no record has a date", limit)
     kept = None if codes is None else codes[dated]
-    estimate = _one_feature(days[dated], labels[dated], kept, folds, seed, confidence)
+    estimate = _one_feature(days[dated], labels[dated], kept, confidence)
     if not dated.all():
         what = f"The date (of the {int(dated.sum())} of {len(days)} records that have one)"
     return _verdict("date_only", title, what, estimate, limit)
@@ -274,19 +269,45 @@ _WORD = re.compile(r"\w+")
 
 
 def _one_feature(
-    values: np.ndarray, labels: np.ndarray, codes: np.ndarray | None, folds: int, seed: int, confidence: float
+    values: np.ndarray, labels: np.ndarray, codes: np.ndarray | None, confidence: float
 ) -> AurocEstimate | str:
-    """Logistic regression on z and z^2, z the normal score of the value's rank: any monotone or U-shaped difference."""
-    z = special.ndtri((stats.rankdata(values) - 0.5) / len(values))
-    features = np.stack([z, z**2], axis=1)
+    """The more telling of two AUROCs: of the value (larger or smaller) and of its rank's distance from the middle.
 
-    def fit_and_score(train: np.ndarray, test: np.ndarray) -> np.ndarray:
-        from sklearn.linear_model import LogisticRegression
+    Folded to lie above one half; each interval at (1 + confidence)/2, because the larger of two was picked. Nothing is
+    fitted, so nothing need be held out. Related records count once, with their mean.
+    """
+    if codes is not None:
+        units, which = np.unique(2 * codes + labels, return_inverse=True)
+        values = np.bincount(which, weights=values) / np.bincount(which)
+        labels = units % 2 == 1
+    sides = [int(labels.sum()), int((~labels).sum())]
+    if min(sides) < _LEAST:
+        return _too_few(sides)
+    ranks = stats.rankdata(values)
+    candidates = [
+        delong(feature[labels], feature[~labels], confidence=(1.0 + confidence) / 2.0)
+        for feature in (ranks, np.abs(ranks - (len(ranks) + 1) / 2.0))
+    ]
+    best = max(candidates, key=lambda estimate: abs(estimate.value - 0.5))
+    if best.value < 0.5:
+        best = replace(best, value=1.0 - best.value, low=1.0 - best.high, high=1.0 - best.low)
+    return best
 
-        model = LogisticRegression(class_weight="balanced").fit(features[train], labels[train])
-        return model.decision_function(features[test])
 
-    return _cross_validated(fit_and_score, labels, codes, folds, seed, confidence)
+def _too_few(sides: list[int]) -> str:
+    return f"needs at least {_LEAST} members and {_LEAST} non-members, got {sides[0]} and {sides[1]}"
+
+
+def _presence(documents: list[list[str]]):
+    """Sparse 0/1 [records, words] of the 20,000 most frequent words; labels play no part, so folds may share it."""
+    from sklearn.feature_extraction.text import CountVectorizer
+
+    vectorizer = CountVectorizer(
+        analyzer=_identity,  # pyright: ignore[reportArgumentType]
+        binary=True,
+        max_features=20_000,
+    )
+    return vectorizer.fit_transform(documents)
 
 
 def _identity(words: list[str]) -> list[str]:

@@ -79,7 +79,7 @@ class MiniPrompt:
 
 @dataclass(frozen=True)
 class CompressionResult:
-    """Shortest reciting prompt found (None: none found), the ratio (then 0), and each (length, steps, success) tried."""
+    """Shortest reciting prompt found (None: none found), the ratio (then 0), each (length, steps, success) tried."""
 
     target_tokens: int
     prompt_tokens: int | None

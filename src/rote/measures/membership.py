@@ -217,9 +217,9 @@ def dc_pdd(
     """DC-PDD: s = mean over first occurrences of alpha_t = min(a, p_t log(1/f_t)); range [0, a].
 
     f_v = (count_v + 1)/(sum count + V), Laplace-smoothed reference-corpus frequency: a token that is likely
-    because it is common is worth nothing. A token counts at its first occurrence in the record (later ones are copied from context); a first occurrence at an
-    unpredicted position (the first token without BOS) is lost, and a record that has no other one uses every first
-    predicted occurrence instead. `cap` is a.
+    because it is common is worth nothing. `cap` is a. A token counts at its first occurrence in the record (later ones
+    are copied from context); a first occurrence at an unpredicted position (the first token without BOS) is lost, and
+    a record that has no other one uses every first predicted occurrence instead.
     Errors: `InputError` for a token id outside `unigram_counts`.
     Source: Zhang et al. 2024, arXiv 2409.14781, sec. 3 (a = 0.01).
     """

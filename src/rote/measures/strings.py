@@ -54,66 +54,66 @@ class SuffixAutomaton:
     """
 
     def __init__(self, sequence: Sequence[Hashable]):
-        self._next: list[dict[Hashable, int]] = [{}]
-        self._link = [-1]
-        self._length = [0]
-        self._end = [-1]  # position of the first occurrence's last item
+        transitions: list[dict[Hashable, int]] = [{}]
+        link, length, end = [-1], [0], [-1]  # end: position of the last item of the state's first occurrence
         last = 0
         for position, item in enumerate(_plain(sequence)):
-            last = self._extend(last, item, position)
+            state = len(length)
+            transitions.append({})
+            link.append(0)
+            length.append(position + 1)
+            end.append(position)
+            p = last
+            while p != -1 and item not in transitions[p]:
+                transitions[p][item] = state
+                p = link[p]
+            if p != -1:
+                q = transitions[p][item]
+                if length[p] + 1 == length[q]:
+                    link[state] = q
+                else:
+                    clone = state + 1
+                    transitions.append(transitions[q].copy())
+                    link.append(link[q])
+                    length.append(length[p] + 1)
+                    end.append(end[q])
+                    while p != -1 and transitions[p].get(item) == q:
+                        transitions[p][item] = clone
+                        p = link[p]
+                    link[q] = link[state] = clone
+            last = state
+        self._transitions, self._link, self._length, self._end = transitions, link, length, end
 
-    def _extend(self, last: int, item: Hashable, position: int) -> int:
-        transitions, link, length = self._next, self._link, self._length
-        state = self._add({}, length[last] + 1, position)
-        p = last
-        while p != -1 and item not in transitions[p]:
-            transitions[p][item] = state
-            p = link[p]
-        if p == -1:
-            link[state] = 0
-            return state
-        q = transitions[p][item]
-        if length[p] + 1 == length[q]:
-            link[state] = q
-            return state
-        clone = self._add(dict(transitions[q]), length[p] + 1, self._end[q])
-        link[clone] = link[q]
-        while p != -1 and transitions[p].get(item) == q:
-            transitions[p][item] = clone
-            p = link[p]
-        link[q] = link[state] = clone
-        return state
-
-    def _add(self, transitions: dict[Hashable, int], length: int, end: int) -> int:
-        self._next.append(transitions)
-        self._link.append(-1)
-        self._length.append(length)
-        self._end.append(end)
-        return len(self._next) - 1
+    def _walk(self, other: Sequence[Hashable]) -> tuple[list[int], list[int]]:
+        """Per position of `other`: length of the longest match ending there, and its state."""
+        transitions, link, lengths = self._transitions, self._link, self._length
+        state = length = 0
+        found, states = [], []
+        for item in _plain(other):
+            following = transitions[state].get(item)
+            while following is None and state:
+                state = link[state]
+                length = lengths[state]
+                following = transitions[state].get(item)
+            if following is not None:
+                state = following
+                length += 1
+            found.append(length)
+            states.append(state)
+        return found, states
 
     def matches(self, other: Sequence[Hashable]) -> Int[np.ndarray, " other"]:
         """Per position of `other`: length of the longest substring of the automaton's sequence ending there."""
-        return np.array([length for length, _ in self._walk(other)], dtype=np.int64)
+        return np.array(self._walk(other)[0], dtype=np.int64)
 
     def longest(self, other: Sequence[Hashable]) -> Match:
         """Longest common substring with `other` (`a` = the automaton's sequence); the first in `other` among equals."""
-        best = Match(0, 0, 0)
-        for position, (length, state) in enumerate(self._walk(other)):
-            if length > best.length:
-                best = Match(length, self._end[state] - length + 1, position - length + 1)
-        return best
-
-    def _walk(self, other: Sequence[Hashable]):
-        transitions, link, lengths = self._next, self._link, self._length
-        state = length = 0
-        for item in _plain(other):
-            while state and item not in transitions[state]:
-                state = link[state]
-                length = lengths[state]
-            following = transitions[state].get(item)
-            if following is not None:
-                state, length = following, length + 1
-            yield length, state
+        found, states = self._walk(other)
+        length = max(found, default=0)
+        if length == 0:
+            return Match(0, 0, 0)
+        position = found.index(length)
+        return Match(length, self._end[states[position]] - length + 1, position - length + 1)
 
 
 def longest_common_substring(a, b, *, unit: str | None = None) -> Match:

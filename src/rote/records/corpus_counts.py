@@ -2,9 +2,11 @@
 
 Knows records and corpora; the counting itself is in `rote.records.ngram_counts`, the reading in `rote.records.corpus`.
 
-A tokenizer may split the ends of a passage otherwise inside a document ("Hello" at a document's start, " Hello" after a
-space), so the exact token count can miss copies. Two figures do not: `CorpusCounts.interior` leaves the first and last
-token out, and `count_words_in_corpus` compares case-folded words instead of tokens.
+A tokenizer may split the ends of a passage otherwise inside a document ("Hello" at a document's start, " Hello" after
+a space), so the exact token count misses copies: of 200 passages cut out of documents at word boundaries, tokenized by
+a byte-level BPE of 2000 entries trained on them, it found 2 %. `CorpusCounts.interior` leaves tokens at both ends out
+(one at each end: 77 % found, two: 96 %, three, and the default of four: 100 %), and `count_words_in_corpus` compares
+case-folded words instead of tokens (100 %).
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ class CorpusCounts:
     The figures are those of `rote.records.ngram_counts.count_sequences`.
 
     Overlapping occurrences count; none crosses a document boundary. `interior` is the figure to use as number of
-    copies: it is never below `exact`, and it stands a first or last token that is another one inside a document.
+    copies: it is never below `exact`, and it stands end words that are tokenized otherwise inside a document.
     """
 
     ids: tuple[str, ...]
@@ -78,7 +80,7 @@ def count_in_corpus(
     index_dir: str | Path | None = None,
     text_column: str = "text",
     txt_unit: Literal["file", "paragraph"] = "file",
-    edge_tokens: int = 1,
+    edge_tokens: int = 4,
     progress: Callable[[str, int, int | None], None] | None = None,
 ) -> CorpusCounts:
     """Exact counts of every record in the corpus, which may be larger than memory.

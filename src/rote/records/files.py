@@ -76,7 +76,8 @@ def find_files(paths: str | Path | Sequence[str | Path], *, format: str | None =
     if format is not None and format not in formats:
         near = difflib.get_close_matches(format, formats, n=1)
         raise InputError(
-            f"format {format!r} is not known{f'; did you mean {near[0]}?' if near else '.'} Known: {', '.join(formats)}."
+            f"format {format!r} is not known{f'; did you mean {near[0]}?' if near else '.'} "
+            f"Known: {', '.join(formats)}."
         )
     found: list[tuple[Path, str]] = []
     given = [paths] if isinstance(paths, str | Path) else list(paths)

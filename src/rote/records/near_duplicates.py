@@ -145,7 +145,7 @@ def _firsts(sets: Sequence[frozenset]) -> dict[frozenset, int]:
 
 def _hash32(shingle: tuple) -> int:
     """The same on every machine and in every run, unlike `hash`."""
-    return crc32(repr(shingle).encode("utf-8", "surrogatepass"))
+    return crc32("\n".join(map(str, shingle)).encode())
 
 
 def near_duplicate_pairs(

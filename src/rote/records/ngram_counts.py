@@ -246,7 +246,7 @@ def count_sequences(
     stream: Callable[[], Iterable[UInt32[np.ndarray, " tokens"]]],
     *,
     n: int,
-    edge_tokens: int = 1,
+    edge_tokens: int = 4,
     min_interior: int = 8,
     windows_per_pass: int = 1 << 21,
     block: int = 1 << 20,
@@ -256,8 +256,9 @@ def count_sequences(
 
     exact        c(x): places where all of x occurs.
     documents    documents in which x occurs.
-    interior     c(x without its first and last `edge_tokens` tokens), for a tokenizer that splits the ends of a passage
-                 differently inside a document; = exact where fewer than `min_interior` tokens would be left. >= exact.
+    interior     c(x_{1+e} .. x_{L-e}) with e = `edge_tokens`, or less so that `min_interior` tokens are left (0 in a
+                 sequence that has no more): for tokenizers that split the ends of a passage differently inside a
+                 document. >= exact.
     max_ngram    max_i c(x_i .. x_{i+n-1}), mean_ngram the mean over i, seen_ngrams the share with a count above 0, in
                  [0, 1]. A sequence shorter than n is its own only n-gram.
     An empty sequence counts 0 everywhere.
@@ -286,7 +287,7 @@ def count_sequences(
     for rows in passes:
         pool = np.concatenate([np.asarray(sequences[r], np.uint32) for r in rows])
         length, at = size[rows], np.cumsum(size[rows]) - size[rows]
-        trim = np.where(length - 2 * edge_tokens >= min_interior, edge_tokens, 0)
+        trim = np.clip((length - min_interior) // 2, 0, edge_tokens)
         windows = n_windows[rows]
         first = np.cumsum(windows) - windows
         window_start = np.repeat(at - first, windows) + np.arange(windows.sum())

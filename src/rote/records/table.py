@@ -91,7 +91,7 @@ def _refuse_duplicate_ids(table: pa.Table) -> None:
 
 
 def _column_digest(column: pa.ChunkedArray) -> bytes:
-    """sha256 of the sizes (or validity) and sha256 of the values: two streams, so the cut into chunks leaves no trace."""
+    """sha256 of the sizes (or validity) and of the values: two streams, so the cut into chunks leaves no trace."""
     shape, values = hashlib.sha256(), hashlib.sha256()
     for chunk in column.chunks:
         there = chunk.drop_null()
@@ -143,9 +143,11 @@ class RecordTable:
         """One column as Python values. Errors: `KeyError` for a name that is not in `SCHEMA`."""
         return self.table.column(name).to_pylist()
 
-    def take(self, indices: Sequence[int] | Integer[np.ndarray, " rows"]) -> RecordTable:
-        """The rows at `indices`, in that order."""
-        return RecordTable(self.table.take(pa.array(np.asarray(indices, np.int64))), self.extra_fields)
+    def take(self, indices: Sequence[int] | Integer[np.ndarray, " rows"] | Bool[np.ndarray, " records"]) -> RecordTable:
+        """The rows at `indices`, in that order; or those where a mask is true, as in `table.take(table.is_control)`."""
+        chosen = np.asarray(indices)
+        chosen = np.flatnonzero(chosen) if chosen.dtype == bool else chosen.astype(np.int64)
+        return RecordTable(self.table.take(pa.array(chosen)), self.extra_fields)
 
     @property
     def is_control(self) -> Bool[np.ndarray, " records"]:

@@ -1,4 +1,4 @@
-"""From findings to what people read: JSON, tables, one HTML page, a terminal summary, gates, comparisons, a local viewer.
+"""From findings to what people read: JSON, tables, one HTML page, terminal, gates, comparisons, viewer.
 
 Knows the findings format. Knows nothing about models, torch, or how a finding was computed.
 """

@@ -174,6 +174,7 @@ def frontier(comparison: Comparison) -> Plot | None:
             {
                 "type": "scatter",
                 "mode": "markers",
+                "cliponaxis": False,
                 "x": [x.value],
                 "y": [y.value],
                 "name": shown_plot(name),
@@ -195,8 +196,8 @@ def frontier(comparison: Comparison) -> Plot | None:
         "A treatment is worth having when its point falls without moving towards lower utility.",
         data=data,
         layout={
-            "xaxis": axis(use.title, tickformat=".0%" if is_share(use.unit) else ""),
-            "yaxis": axis(risk.title, tickformat=".0%" if is_share(risk.unit) else "", rangemode="tozero"),
+            "xaxis": axis(use.title, tickformat="~%" if is_share(use.unit) else ""),
+            "yaxis": axis(risk.title, tickformat="~%" if is_share(risk.unit) else "", rangemode="tozero"),
         },
         columns=["run", use.title, risk.title],
         rows=rows,

@@ -76,7 +76,6 @@ def survival_plot(
     if main is not None and any(r.low is not None for r in rows):
         caption += f" Shaded: interval of the rate at p = {main:g}."
     columns, table = _survival_table(rows, ps)
-    top = max([r.high or r.rate or 0 for r in rows] + [rate for _, _, rate in levels], default=1.0)
     return Plot(
         id=f"plot-survival-{index}",
         title=f"Share of records recited within n queries, decoding {scheme}",
@@ -84,7 +83,7 @@ def survival_plot(
         data=data,
         layout={
             "xaxis": axis("queries n (same prefix, independent samples)", log=True),
-            "yaxis": axis("share of records extracted", tickformat=".0%" if top > 0.05 else ".1%", rangemode="tozero"),
+            "yaxis": axis("share of records extracted", tickformat="~%", rangemode="tozero"),
         },
         columns=columns,
         rows=table,
@@ -155,7 +154,7 @@ def histogram_plot(bins: Iterable[HistogramBin], *, scheme: str, index: int) -> 
         data=data,
         layout={
             "xaxis": axis("log10 p_z (0 = certain; each step left is ten times rarer)"),
-            "yaxis": axis("share of records", tickformat=".0%", rangemode="tozero"),
+            "yaxis": axis("share of records", tickformat="~%", rangemode="tozero"),
             "barmode": "overlay",
         },
         columns=["records", "log10 p_z", "count", "share"],
@@ -237,7 +236,7 @@ def dose_plot(
                 ticktext=[f"{d:g}" for d in shown],
                 zeroline=False,
             ),
-            "yaxis": axis(unit, tickformat=".0%" if share else "", rangemode="tozero" if share else "normal"),
+            "yaxis": axis(unit, tickformat="~%" if share else "", rangemode="tozero" if share else "normal"),
         },
         columns=["copies in training", unit or "value", "n"],
         rows=[

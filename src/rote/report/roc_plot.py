@@ -63,7 +63,7 @@ def roc_plot(
             "xaxis": axis("false positive rate", log=True, range=[math.log10(floor), 0], tickformat="~%"),
             "yaxis": axis("true positive rate", log=True, range=[math.log10(bottom), 0.02], tickformat="~%"),
         },
-        columns=["attack"] + [f"TPR at {number(f, 'share')} FPR" for f in grid],
+        columns=["attack"] + [f"TPR at {100 * f:g}% FPR" for f in grid],
         rows=[[name, *(number(_tpr(curves[name], f), "share") for f in grid)] for name in (seeing + blind)[:MOST_ROWS]],
         legend=legend,
         left_out=left_out,

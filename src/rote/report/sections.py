@@ -203,8 +203,8 @@ def _membership(findings: Findings) -> Section:
         id="membership",
         title="Membership",
         lead="Whether the model betrays that a record was in its training data. 0.5 is chance; far below 0.5 leaks as "
-        "much as far above. A blind baseline never saw the model: an attack that does not beat it has measured the data, "
-        "not the memory."
+        "much as far above. A blind baseline never saw the model: an attack that does not beat it has measured the "
+        "data, not the memory."
         if not absent
         else "",
         guards=_family_guards(findings, "membership"),
@@ -257,7 +257,7 @@ def membership_table(findings: Findings) -> Table | None:
                     ]
                 )
     columns = ["attack", "AUROC", f"{interval_name(auroc.values[0])}"]
-    columns += [f"TPR at {number(fpr, 'share')} FPR" for fpr in grid] + ["n"]
+    columns += [f"TPR at {100 * fpr:g}% FPR" for fpr in grid] + ["n"]
     return Table(
         title="Attacks, strongest first",
         columns=columns,

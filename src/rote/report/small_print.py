@@ -32,8 +32,8 @@ def caveats(findings: Findings) -> list[str]:
         out.append(f"The model ran in {findings.model.dtype}: probabilities carry its rounding.")
     if findings.kind == "audit-lm":
         out.append(
-            "A rate holds for this decoding scheme, prefix length and prompt. With another temperature, cut or prompt it "
-            "is another number."
+            "A rate holds for this decoding scheme, prefix length and prompt. With another temperature, cut or prompt "
+            "it is another number."
         )
         out.append("These records, and only these, were tested: a low rate is no promise about records nobody gave.")
     return out

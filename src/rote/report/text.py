@@ -177,7 +177,7 @@ _DIMENSION = {
     "queries": lambda v: plural(int(v), "query").replace("querys", "queries") if v == int(v) else f"{v:g} queries",
     "p": lambda v: f"p = {v:g}",
     "duplicates": lambda v: f"{v:g} training cop{'y' if v == 1 else 'ies'}",
-    "fpr": lambda v: f"FPR {_percent(v)}",
+    "fpr": lambda v: f"FPR {100 * v:g}%",
     "population": lambda v: {"target": "targets", "control": "unseen controls"}.get(v, str(v)),
 }
 

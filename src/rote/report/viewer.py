@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rote.errors import InputError
-from rote.report.findings import Findings, load
+from rote.report.findings import Findings, loads
 from rote.report.headline import overall
 from rote.report.html import render_page, render_report
 from rote.report.text import shown_plain
@@ -114,7 +114,7 @@ def index_rows(runs: dict[str, Listed]) -> list[dict[str, Any]]:
 def _load(file: Path) -> Findings:
     if file.stat().st_size > MOST_BYTES:
         raise InputError(f"{shown_plain(file.name)}: larger than {MOST_BYTES // 2**20} MiB, so not a findings file")
-    return load(file)
+    return loads(file.read_bytes(), where=file.name)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -2,7 +2,7 @@
 
 The prefix is encoded once. Samples that agree so far share one row of computation, so the cost of R samples is that of
 their distinct beginnings: on memorized text a few rows, not R. Each sample has its own uniform numbers, drawn from the
-seed, so results depend neither on chunks nor on the order of records.
+seed, so results depend neither on the batch nor on the order of records.
 
 Knows nothing about: records' truth, distances, estimates.
 """
@@ -10,6 +10,7 @@ Knows nothing about: records' truth, distances, estimates.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -56,7 +57,7 @@ def encode_prefix(model: CausalLM, prefix: Sequence[int]) -> ContextCache:
 
 def sample_continuations(
     model: CausalLM, prefix: Sequence[int] | ContextCache, *, length: int, count: int,
-    scheme: DecodingScheme | None = None, seed: int, chunk: int | None = None,
+    scheme: DecodingScheme | None = None, seed: int, rows: int | None = None,
     keep: Callable[[Int32[np.ndarray, "samples tokens"]], Bool[np.ndarray, " samples"]] | None = None,
 ) -> Int32[np.ndarray, "count length"]:
     """`count` independent continuations of `length` tokens each, drawn from q(. | prefix) token by token.
@@ -64,38 +65,51 @@ def sample_continuations(
     Nothing ends a continuation early (an end-of-text token is a token like another), as the formula for p_z assumes.
     `keep(tokens so far)`, if given, says which samples are still of interest; the others stop and are filled with -1.
     `seed` fixes the result up to the rounding of logits (a sample changes when its uniform number falls within about 1e-6
-    of a boundary). `chunk` bounds the samples worked on at a time, and changes nothing else.
+    of a boundary). `rows` bounds the distinct beginnings computed at a time, and changes nothing else.
     """
     if length < 1 or count < 1:
         raise InputError(f"sampling needs at least 1 token and 1 sample, not {length} and {count}")
     scheme = scheme or DecodingScheme()
     root = prefix if isinstance(prefix, ContextCache) else encode_prefix(model, prefix)
-    _check_room(model, root.ids.shape[1] + length)
+    check_room(model, root.ids.shape[1] + length)
     uniform = np.random.default_rng(seed).random((count, length))
-    chunk = chunk or rows_at_a_time(model, root, length)
-    return np.concatenate([_sample_chunk(root, uniform[start : start + chunk], scheme, keep)
-                           for start in range(0, count, chunk)])
-
-
-def _sample_chunk(root: ContextCache, uniform: np.ndarray, scheme: DecodingScheme, keep) -> np.ndarray:
-    count, length = uniform.shape
-    tokens = np.full((count, length), -1, np.int32)
-    alive = np.arange(count)
-    row = np.zeros(count, np.int64)  # the computed beginning that each living sample shares
-    state = root
-    for t in range(length):
+    rows = rows or rows_at_a_time(model, root, length)
+    out = np.full((count, length), -1, np.int32)
+    # Depth first: a group is extended when its turn comes, so few caches are alive however many samples there are.
+    pending = [_Group(root, None, np.arange(count), np.zeros(count, np.int64), 0)]
+    while pending:
+        group = pending.pop()
+        state, alive, row, t = group.grown(), group.samples, group.row, group.tokens
         logq = next_logq(state.logits(), scheme, state.ids)
         picked = draw(logq, torch.from_numpy(row), torch.from_numpy(uniform[alive, t])).numpy()
-        tokens[alive, t] = picked
+        out[alive, t] = picked
         if keep is not None:
-            wanted = np.asarray(keep(tokens[alive, : t + 1]), bool)
-            tokens[alive[~wanted]] = -1
+            wanted = np.asarray(keep(out[alive, : t + 1]), bool)
+            out[alive[~wanted]] = -1
             alive, row, picked = alive[wanted], row[wanted], picked[wanted]
         if t + 1 == length or not len(alive):
-            break
+            continue
         distinct, row = np.unique(row * logq.shape[1] + picked, return_inverse=True)
-        state = state.extend(torch.from_numpy(distinct // logq.shape[1]), torch.from_numpy(distinct % logq.shape[1]))
-    return tokens
+        for start in range(0, len(distinct), rows):
+            part = distinct[start : start + rows]
+            here = (row >= start) & (row < start + rows)
+            step = torch.from_numpy(part // logq.shape[1]), torch.from_numpy(part % logq.shape[1])
+            pending.append(_Group(state, step, alive[here], row[here] - start, t + 1))
+    return out
+
+
+@dataclass
+class _Group:
+    """Samples that continue the rows of `state` extended by `step`; `row` is the extended row of each sample."""
+
+    state: ContextCache
+    step: tuple[torch.Tensor, torch.Tensor] | None
+    samples: np.ndarray
+    row: np.ndarray
+    tokens: int
+
+    def grown(self) -> ContextCache:
+        return self.state if self.step is None else self.state.extend(*self.step)
 
 
 def draw(logq: Float[torch.Tensor, "rows vocabulary"], row: Int[torch.Tensor, " samples"],
@@ -135,17 +149,14 @@ def greedy_continuations(
     size = np.array([len(context) for context in contexts], np.int64)
     out = np.full((len(prefixes), int(wanted.max(initial=0))), -1, np.int32)
     for tokens in np.unique(size):
-        _check_room(model, int(tokens + wanted[size == tokens].max()))
+        check_room(model, int(tokens + wanted[size == tokens].max()))
         rows = np.flatnonzero(size == tokens)
         rows = rows[np.argsort(-wanted[rows], kind="stable")]
-        step = batch or MOST_ROWS
-        start = 0
-        while start < len(rows):
+        longest = int(wanted[rows[0]])
+        step = batch or rows_at_a_time(model, encode_prefix(model, prefixes[rows[0]]), longest)
+        for start in range(0, len(rows), step):
             part = rows[start : start + step]
             state = ContextCache.encode(model, torch.tensor([contexts[row] for row in part], dtype=torch.int64))
-            if batch is None:
-                step = max(1, min(MOST_ROWS, rows_at_a_time(model, state, int(wanted[part].max()))))
-            start += len(part)
             for t in range(int(wanted[part].max())):
                 going = int((wanted[part] > t).sum())  # longest first: those that go on come first
                 best = state.logits()[:going].argmax(-1)
@@ -182,7 +193,7 @@ class NextLogQ:
             for t in range(1, tokens.shape[1]):
                 state = state.extend(torch.arange(len(tokens)), torch.from_numpy(tokens[:, t]))
             self._state = state
-        self._rows = {row.tobytes(): number for number, row in enumerate(tokens)}
+        self._rows = {b"": 0} if tokens.shape[1] == 0 else {row.tobytes(): number for number, row in enumerate(tokens)}
         logq = next_logq(self._state.logits(), self.scheme, self._state.ids).cpu().numpy()
         return np.repeat(logq, len(tokens), axis=0) if tokens.shape[1] == 0 and len(tokens) > 1 else logq
 
@@ -193,7 +204,7 @@ def rows_at_a_time(model: CausalLM, context: ContextCache, more_tokens: int) -> 
     return max(1, min(MOST_ROWS, context.rows_that_fit(more_tokens), logits))
 
 
-def _check_room(model: CausalLM, tokens: int) -> None:
+def check_room(model: CausalLM, tokens: int) -> None:
     if model.context_length is not None and tokens > model.context_length:
         raise InputError(f"prefix and continuation have {tokens:,} tokens, but the model's context window holds"
                          f" {model.context_length:,}; use a shorter suffix")

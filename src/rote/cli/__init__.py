@@ -1,0 +1,1 @@
+"""The command line: parse, call, print. No mathematics lives here, and `-h` imports no PyTorch."""
