@@ -42,6 +42,12 @@ def test_useless_features_are_unbiased(passages):
     assert np.mean(values) == pytest.approx(0.5, abs=0.04)
 
 
+def test_folds_are_never_compared_with_each_other():
+    """Equal records: each fold's classifier gives them one score, but another in every fold."""
+    guard = bag_of_words(["same words"] * 41, np.arange(41) < 20)
+    assert guard.value == 0.5
+
+
 def test_another_vocabulary_fails_and_the_message_shows_no_text(passages, member):
     shifted = [f"{p} zyzzyva" if m else p for p, m in zip(passages, member, strict=True)]
     guard = bag_of_words(shifted, member)

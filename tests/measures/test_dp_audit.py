@@ -76,7 +76,7 @@ def test_audit_counts_guesses_at_both_ends():
     order = np.random.default_rng(0).permutation(8)
     assert one_run_audit(scores[order], included[order], guesses=6) == audit
     assert one_run_audit(scores, included).guesses == 8
-    assert one_run_audit(scores, included, guesses=5).correct == 2 + 2  # three "in", two "out"
+    assert one_run_audit(scores, included, guesses=7).correct == 3 + 2  # four "in", three "out"
 
 
 def test_trying_several_numbers_of_guesses_pays_for_it():

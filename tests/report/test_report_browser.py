@@ -28,11 +28,11 @@ const note = () => {{
   if (r.dataset.plots === "waiting") return setTimeout(note, 50);
   {act}
   setTimeout(() => {{
+    const places = [...d.querySelectorAll(".canvas")], done = (c) => c.querySelector("svg.main-svg");
+    const shown = places.filter((c) => c.offsetParent);
     document.body.dataset.seen = JSON.stringify({{
       scroll: r.scrollWidth, client: r.clientWidth, plots: r.dataset.plots, pwned: r.dataset.pwned || null,
-      svgs: d.querySelectorAll("svg.main-svg").length, shown: [...d.querySelectorAll(".canvas")].filter(c =>
-      c.offsetParent).length, drawnShown: [...d.querySelectorAll(".canvas")].filter(c => c.offsetParent &&
-      c.querySelector("svg.main-svg")).length, alerts: window.alerts || 0,
+      shown: shown.length, drawnShown: shown.filter(done).length, drawn: places.filter(done).length,
     }});
   }}, 400);
 }};

@@ -20,7 +20,7 @@ from rote.report.findings import Findings, dump, dumps, json_schema, load, loads
 
 
 def test_published_schema_is_the_models_and_accepts_what_we_write(findings: Findings) -> None:
-    assert published_schema() == json_schema(), "run: python -m rote.report.findings > src/rote/report/schema/..."
+    assert published_schema() == json_schema(), "write json_schema() to findings.schema.json"
     jsonschema.Draft202012Validator.check_schema(published_schema())
     jsonschema.validate(json.loads(dumps(findings)), published_schema())
     jsonschema.validate(json.loads(dumps(parse(bare_dict()))), published_schema())

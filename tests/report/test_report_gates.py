@@ -149,3 +149,16 @@ def test_what_is_written_is_what_is_read(sign: str, limit: float, dims: dict[str
     body = "{" + ",".join(f"{k}={v}" for k, v in dims.items()) + "}" if dims else ""
     gate = parse_gate(f"x.y{body}.low {sign} {limit!r}")
     assert (gate.measure, gate.field, gate.operator, gate.limit, dict(gate.dims)) == ("x.y", "low", sign, limit, dims)
+
+
+def test_a_gate_means_all_records_unless_it_names_a_breakdown() -> None:
+    values = [
+        {"value": 0.9, "attack": "loss", "duplicates": 64},
+        {"value": 0.5, "attack": "loss"},
+        {"value": 0.4, "attack": "loss", "duplicates": 1},
+    ]
+    findings = parse(bare_dict(measures=[measure("membership.auroc", "A", values)]))
+    assert evaluate(findings, ["membership.auroc>0.6", "membership.auroc{attack=loss}>0.6"]) == []
+    assert len(evaluate(findings, ["membership.auroc{duplicates=64}>0.6"])) == 1
+    only = parse(bare_dict(measures=[measure("membership.auroc", "A", values[:1])]))
+    assert len(evaluate(only, ["membership.auroc>0.6"])) == 1  # nothing over all records: never silently pass

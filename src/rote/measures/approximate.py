@@ -36,7 +36,9 @@ def token_hamming(samples: Int[np.ndarray, "samples k"], target: Int[np.ndarray,
     return (samples != target).sum(axis=1)
 
 
-def token_levenshtein(samples: Int[np.ndarray, "samples m"], target: Int[np.ndarray, " k"]) -> Int[np.ndarray, " samples"]:
+def token_levenshtein(
+    samples: Int[np.ndarray, "samples m"], target: Int[np.ndarray, " k"]
+) -> Int[np.ndarray, " samples"]:
     """Fewest token insertions, deletions and substitutions that turn s into y; range [0, max(m, k)]."""
     from rapidfuzz.distance import Levenshtein
 
@@ -49,8 +51,8 @@ def one_minus_bleu(
 ) -> Float[np.ndarray, " samples"]:
     """1 - BLEU(s, y) on tokens; range [0, 1], 0 for equal sequences.
 
-    BLEU = min(1, exp(1 - k/m)) exp(mean_{n <= N} log(clipped n-gram matches / n-grams of s)), N = min(order, k, m), without
-    smoothing (one n-gram order without a match gives 1).
+    BLEU = min(1, exp(1 - k/m)) exp(mean_{n <= N} log(clipped n-gram matches / n-grams of s)), N = min(order, k, m),
+    without smoothing (one n-gram order without a match gives 1).
     Source: Papineni et al. 2002; as an extraction criterion (BLEU > 0.75) Ippolito et al. 2022, arXiv 2210.17546.
     """
     if order < 1:
@@ -79,7 +81,9 @@ DISTANCES: dict[str, Callable] = {"hamming": token_hamming, "levenshtein": token
 def _matched(samples, target) -> tuple[np.ndarray, np.ndarray]:
     samples, target = np.asarray(samples), np.asarray(target)
     if samples.ndim != 2 or target.ndim != 1 or samples.shape[1] != len(target):
-        raise InputError(f"Hamming distance needs samples [n, k] and a target [k], got {samples.shape} and {target.shape}")
+        raise InputError(
+            f"Hamming distance needs samples [n, k] and a target [k], got {samples.shape} and {target.shape}"
+        )
     return samples, target
 
 
@@ -103,8 +107,8 @@ def _ngrams(sequence: list[int], n: int) -> Counter:
 
 @dataclass(frozen=True)
 class MonteCarloEstimate:
-    """p_hat = hits/samples with a Clopper-Pearson interval, per record. `rule_of_three` is the one-sided 95 % upper bound
-    3/samples where nothing hit, NaN elsewhere."""
+    """p_hat = hits/samples with a Clopper-Pearson interval, per record. `rule_of_three` is the one-sided 95 % upper
+    bound 3/samples where nothing hit, NaN elsewhere."""
 
     hits: Int[np.ndarray, " records"]
     samples: Int[np.ndarray, " records"]
@@ -115,8 +119,9 @@ class MonteCarloEstimate:
     confidence: float
 
 
-def monte_carlo(hits: Int[np.ndarray, " records"], samples: int | Int[np.ndarray, " records"], *,
-                confidence: float = 0.95) -> MonteCarloEstimate:
+def monte_carlo(
+    hits: Int[np.ndarray, " records"], samples: int | Int[np.ndarray, " records"], *, confidence: float = 0.95
+) -> MonteCarloEstimate:
     """p_{z,eps} from R sampled continuations, `hits` of which lie within eps; all values in [0, 1].
 
     About 100,000 samples are needed before small values are reliable (Cooper et al. 2026, arXiv 2603.24917).
@@ -127,15 +132,23 @@ def monte_carlo(hits: Int[np.ndarray, " records"], samples: int | Int[np.ndarray
     if (samples < 1).any():
         raise InputError("a Monte Carlo estimate needs at least one sample")
     low, high = clopper_pearson(hits, samples, confidence=confidence)
-    return MonteCarloEstimate(hits, samples, hits / samples, np.asarray(low), np.asarray(high),
-                              np.where(hits == 0, np.minimum(1.0, 3.0 / samples), np.nan), confidence)
+    return MonteCarloEstimate(
+        hits,
+        samples,
+        hits / samples,
+        np.asarray(low),
+        np.asarray(high),
+        np.where(hits == 0, np.minimum(1.0, 3.0 / samples), np.nan),
+        confidence,
+    )
 
 
 # --- exact, Hamming distance 1 ---------------------------------------------------------------------------------------
 
 
 def hamming1_log_probability(
-    logq: Float[np.ndarray, " k"], branch_logq: Float[np.ndarray, "k alternatives"],
+    logq: Float[np.ndarray, " k"],
+    branch_logq: Float[np.ndarray, "k alternatives"],
     rest_logq: Float[np.ndarray, "k alternatives"],
 ) -> float:
     """log p_{z,1} = log[ prod_t q_t + sum_j sum_{v != y_j} prod_{t<j} q_t . q(v | y_<j) . q(y_{>j} | y_<j v) ].
@@ -146,7 +159,9 @@ def hamming1_log_probability(
     """
     logq, branch, rest = (np.asarray(each, np.float64) for each in (logq, branch_logq, rest_logq))
     if logq.ndim != 1 or branch.shape != rest.shape or branch.ndim != 2 or len(branch) != len(logq):
-        raise InputError(f"expected logq [k] and two [k, alternatives] matrices, got {logq.shape}, {branch.shape}, {rest.shape}")
+        raise InputError(
+            f"expected logq [k] and two [k, alternatives] matrices, got {logq.shape}, {branch.shape}, {rest.shape}"
+        )
     before = np.concatenate([[0.0], np.cumsum(logq)])
     # A branch is padding where its own log q is -inf; whatever stands in `rest` there must not matter.
     mass = np.where(np.isneginf(branch), -np.inf, branch + np.where(np.isneginf(branch), 0.0, rest)) + before[:-1, None]
@@ -175,18 +190,20 @@ def constrained_beam(next_logq: NextLogQ, target: Int[np.ndarray, " k"], *, eps:
     """Bracket p_{z,eps} (Hamming) by the continuations that a beam of `width` finds within eps mismatches.
 
     Beams carry (tokens, log q, mismatches). Each step extends them by the scheme's support, drops what exceeds eps
-    mismatches, and keeps the `width` most probable; the verbatim beam is never pruned, so p_z <= lower bound. The sum of
-    finished beams is a lower bound, and adding the probability of every pruned beam an upper one. With width >= all
+    mismatches, and keeps the `width` most probable; the verbatim beam is never pruned, so p_z <= lower bound. The sum
+    of finished beams is a lower bound, and adding the probability of every pruned beam an upper one. With width >= all
     candidates nothing is pruned and both equal p_{z,eps}. The two bounds hold for every width; a wider beam is tighter
     almost always, but no theorem says so (beams that look better early may push out one that ends better).
 
-    `next_logq(tokens [beams, t])` returns log q(. | prefix, tokens) [beams, vocabulary]; it is called once per position,
-    with rows that extend rows of the call before.
+    `next_logq(tokens [beams, t])` returns log q(. | prefix, tokens) [beams, vocabulary]; it is called once per
+    position, with rows that extend rows of the call before.
     Errors: InputError for eps < 0, width < 1 or an empty target.
     """
     target = np.asarray(target, np.int64)
     if eps < 0 or width < 1 or target.ndim != 1 or not len(target):
-        raise InputError(f"the beam needs eps >= 0, width >= 1 and a target of at least one token, got {eps}, {width}, {target.shape}")
+        raise InputError(
+            f"the beam needs eps >= 0, width >= 1 and a non-empty target [k], got {eps}, {width}, {target.shape}"
+        )
     tokens, logq, mismatches = np.zeros((1, 0), np.int64), np.zeros(1), np.zeros(1, np.int64)
     pruned: list[float] = []
     for y in target:
@@ -215,8 +232,9 @@ def constrained_beam(next_logq: NextLogQ, target: Int[np.ndarray, " k"], *, eps:
     return BeamBound(lower, min(0.0, _logsumexp(np.array([lower, *pruned]))), not pruned, tokens, logq, mismatches)
 
 
-def within(samples: Int[np.ndarray, "samples k"], target: Int[np.ndarray, " k"], *, eps: float,
-           distance: str = "hamming") -> Bool[np.ndarray, " samples"]:
+def within(
+    samples: Int[np.ndarray, "samples k"], target: Int[np.ndarray, " k"], *, eps: float, distance: str = "hamming"
+) -> Bool[np.ndarray, " samples"]:
     """dist(s, y) <= eps per sample, for a distance of `DISTANCES` (eps counts tokens, or is 1 - BLEU)."""
     if distance not in DISTANCES:
         raise InputError(f"unknown distance {distance!r}; choose from {', '.join(DISTANCES)}")

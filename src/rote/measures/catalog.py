@@ -148,7 +148,7 @@ MEASURES: dict[str, MeasureInfo] = _by_name(
             (0.0, None),
             LOWER,
             "nats per token",
-            "Wei et al. 2025 (Hubble); Carlini et al. 2023, arXiv 2202.07646, sec. 4",
+            "Wei et al. 2025 (Hubble), arXiv 2510.19811; Carlini et al. 2023, arXiv 2202.07646, sec. 4",
             "How far to deduplicate a corpus: the number of copies at which the curve leaves the unseen records' "
             "level.",
         ),

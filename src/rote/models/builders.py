@@ -1,18 +1,25 @@
-"""Small causal language models from scratch: ordinary Hugging Face models with a small configuration and seeded weights.
+"""Small causal language models from scratch: ordinary Hugging Face models with a small configuration and seeded
+weights.
 
-Whatever is saved from here loads with `AutoModelForCausalLM`. Dropout is off: with one pass over the data it only adds noise.
+Whatever is saved from here loads with `AutoModelForCausalLM`. Dropout is off: with one pass over the data it only adds
+noise.
+
+    weights ~ N(0, sigma^2), sigma = 0.02 sqrt(768 / width): GPT-2's own 0.02 at its own width
+
+At width 96 the library's fixed 0.02 leaves attention asleep for the first thousand steps (measured: loss 4.98 against
+4.14 after 700).
 
 Knows nothing about tokenizers (only their size and end-of-text id), data or training.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rote.errors import InputError
 
 if TYPE_CHECKING:
-    from transformers import GPT2LMHeadModel, LlamaForCausalLM, PreTrainedModel
+    from transformers import GPT2LMHeadModel, LlamaForCausalLM
 
 
 def small_gpt2(
@@ -28,7 +35,8 @@ def small_gpt2(
 ) -> GPT2LMHeadModel:
     """A GPT-2 (learned positions, LayerNorm, GELU) of `layers` layers and hidden size `width`.
 
-    The tanh form of GELU is the same function as GPT-2's own ("gelu_new"), in one fused kernel: a step is a third cheaper on a CPU.
+    The tanh form of GELU is the same function as GPT-2's own ("gelu_new"), in one fused kernel: a step is a third
+    cheaper on a CPU.
     """
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -43,6 +51,7 @@ def small_gpt2(
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
+        initializer_range=initial_sigma(width),
         tie_word_embeddings=tied,
         bos_token_id=eos_id,
         eos_token_id=eos_id,
@@ -79,6 +88,7 @@ def small_llama(
         num_attention_heads=heads,
         num_key_value_heads=kv_heads or heads,
         attention_dropout=0.0,
+        initializer_range=initial_sigma(width),
         tie_word_embeddings=tied,
         bos_token_id=eos_id,
         eos_token_id=eos_id,
@@ -89,12 +99,18 @@ def small_llama(
 BUILDERS = {"gpt2": small_gpt2, "llama": small_llama}
 
 
+def initial_sigma(width: int) -> float:
+    """Standard deviation of the initial weights: 0.02 at width 768, growing as 1 / sqrt(width) (Radford et al. 2019's
+    value, rescaled)."""
+    return 0.02 * (768 / width) ** 0.5
+
+
 def _check(width: int, heads: int) -> None:
     if width % heads or (width // heads) % 2:
         raise InputError(f"width {width} with {heads} heads: the width must be an even multiple of the number of heads")
 
 
-def _seeded(kind: type, config, seed: int) -> PreTrainedModel:
+def _seeded(kind: type, config, seed: int) -> Any:
     """Weights depend on `seed` only, and the caller's random state is left as it was."""
     import torch
 

@@ -1,7 +1,7 @@
 """Byte-level BPE trained on a corpus, wrapped so that every Hugging Face tool can load it.
 
-Byte-level: any text can be encoded and decoded back exactly; there is no unknown token. One special token, `<|endoftext|>`, ends a
-document; as with GPT-2 it is also declared as BOS but never added by itself.
+Byte-level: any text can be encoded and decoded back exactly; there is no unknown token. One special token,
+`<|endoftext|>`, ends a document; as with GPT-2 it is also declared as BOS but never added by itself.
 
 Knows nothing about models or records.
 """

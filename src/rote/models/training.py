@@ -2,12 +2,13 @@
 
     batch b = rows b * bs .. (b + 1) * bs of the stream; loss = mean cross-entropy of tokens 2 .. L + 1 of each row
 
-The order is the caller's and is never shuffled: two runs over streams that differ in a few rows see the same batches otherwise.
-Deterministic for given weights and stream at a fixed number of threads (another number may round differently).
-For large models use `transformers.Trainer`; this loop is for models that train in minutes on a CPU.
+The order is the caller's and is never shuffled: two runs over streams that differ in a few rows see the same batches
+otherwise. Deterministic for given weights and stream at a fixed number of threads (another number may round
+differently). For large models use `transformers.Trainer`; this loop is for models that train in minutes on a CPU.
 
 Knows nothing about text, probes or measures.
-Source of the recipe: Wei et al. 2025, "Hubble", arXiv 2510.19811 (AdamW (.9, .95), cosine to 10 %, 5 % warm-up, decay .1, clip 1).
+Source of the recipe: Wei et al. 2025, "Hubble", arXiv 2510.19811 (AdamW (.9, .95), cosine to 10 %, 5 % warm-up, decay
+.1, clip 1).
 """
 
 from __future__ import annotations
@@ -56,12 +57,15 @@ class TrainingConfig:
                 raise InputError(f"{name} is {getattr(self, name)}: it must lie in [0, 1]")
 
     def learning_rate_at(self, step: int, steps: int) -> float:
-        """Linear warm-up to the peak, then eta (f + (1 - f) (1 + cos(pi t)) / 2) with t in [0, 1], f = `final_share`."""
+        """Linear warm-up to the peak, then eta (f + (1 - f) (1 + cos(pi t)) / 2) with t in [0, 1], f =
+        `final_share`."""
         warmup = max(1, round(self.warmup_share * steps))
         if step < warmup:
             return self.learning_rate * (step + 1) / warmup
         progress = (step - warmup) / max(1, steps - warmup)
-        return self.learning_rate * (self.final_share + (1 - self.final_share) * 0.5 * (1 + math.cos(math.pi * progress)))
+        return self.learning_rate * (
+            self.final_share + (1 - self.final_share) * 0.5 * (1 + math.cos(math.pi * progress))
+        )
 
 
 def train_causal_lm(
@@ -79,10 +83,12 @@ def train_causal_lm(
         model: any Hugging Face causal LM; trained on the device it is on.
         stream: packed token ids, L + 1 per row, in training order; an incomplete last batch is left out.
         progress: called as progress(step, steps, loss) after every step.
-        checkpoint: directory for resuming; written atomically every `checkpoint_every` steps (weights, AdamW moments, losses as
-            safetensors), continued from when it belongs to this stream, recipe and model. The result is the same, bit for bit.
-    Raises: InputError for token ids outside the vocabulary, rows longer than the context, a stream shorter than one batch, or a
-        checkpoint of another run; RoteError when the loss or the gradient stops being finite (nothing is written then).
+        checkpoint: directory for resuming; written atomically every `checkpoint_every` steps (weights, AdamW moments,
+            losses as safetensors), continued from when it belongs to this stream, recipe and model. The result is the
+            same, bit for bit.
+    Raises: InputError for token ids outside the vocabulary, rows longer than the context, a stream shorter than one
+        batch, or a checkpoint of another run; RoteError when the loss or the gradient stops being finite (nothing is
+        written then).
     """
     import torch
     import torch.nn.functional as F
@@ -119,7 +125,7 @@ def train_causal_lm(
             if not (math.isfinite(value) and math.isfinite(norm.item())):
                 raise RoteError(
                     f"training diverged at step {step} of {steps}: loss {value}, gradient norm {norm.item()}, "
-                    f"learning rate {rate:.3g}; lower the learning rate (now {config.learning_rate:.3g}) or the clipping norm"
+                    f"learning rate {rate:.3g}; lower the learning rate ({config.learning_rate:.3g}) or the clipping norm"
                 )
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -133,7 +139,9 @@ def train_causal_lm(
 
 def _check_stream(model: PreTrainedModel, stream: np.ndarray, config: TrainingConfig) -> None:
     if stream.ndim != 2 or stream.shape[1] < 2:
-        raise InputError(f"a packed stream is a matrix (sequences, tokens) with 2 tokens or more, got shape {stream.shape}")
+        raise InputError(
+            f"a packed stream is a matrix (sequences, tokens) with 2 tokens or more, got shape {stream.shape}"
+        )
     if len(stream) < config.batch_size:
         raise InputError(f"the stream has {len(stream)} sequences, fewer than one batch of {config.batch_size}")
     text = model.config.get_text_config()
@@ -142,11 +150,14 @@ def _check_stream(model: PreTrainedModel, stream: np.ndarray, config: TrainingCo
         raise InputError(f"rows feed {stream.shape[1] - 1} tokens, the model's context is {context}: use shorter rows")
     low, high = int(stream.min()), int(stream.max())
     if low < 0 or high >= text.vocab_size:
-        raise InputError(f"the stream has token ids {low} .. {high}, the model knows 0 .. {text.vocab_size - 1}: wrong tokenizer?")
+        raise InputError(
+            f"the stream has token ids {low} .. {high}, the model knows 0 .. {text.vocab_size - 1}: wrong tokenizer?"
+        )
 
 
 def _identity(model: PreTrainedModel, stream: np.ndarray, config: TrainingConfig) -> str:
-    """What a checkpoint belongs to: stream, recipe and architecture. Taken before the first step, so not the weights."""
+    """What a checkpoint belongs to: stream, recipe and architecture. Taken before the first step, so not the
+    weights."""
     digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode())
     digest.update(model.config.to_json_string().encode())
     digest.update(str(stream.shape).encode())
@@ -185,7 +196,10 @@ def _restore(folder: Path, identity: str, model, optimizer: torch.optim.Optimize
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
         if metadata.get("identity") != identity:
-            raise InputError(f"{folder} holds a checkpoint of another run (other stream, recipe or model): remove it or choose another")
+            raise InputError(
+                f"{folder} holds a checkpoint of another run (other stream, recipe or model): "
+                "remove it or choose another directory"
+            )
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 parameter.copy_(file.get_tensor(f"model.{name}"))

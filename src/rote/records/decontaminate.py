@@ -3,7 +3,8 @@
     n = tokens of the probe:  n < 10: skipped;  10 <= n <= 40: the whole probe, exactly;
     n > 40: every window of floor(n / 2) tokens, at stride floor(n / 4)
 
-A document that contains any of these token strings is reported. Knows nothing about text or tokenizers: token ids in, indices out.
+A document that contains any of these token strings is reported. Knows nothing about text or tokenizers: token ids in,
+indices out.
 Source: Wei et al. 2025, "Hubble", arXiv 2510.19811, section 3 and appendix (decontamination).
 """
 
@@ -66,7 +67,8 @@ def windows(n: int) -> list[tuple[int, int]]:
 
 
 def _anchor_hashes(tokens: np.ndarray) -> np.ndarray:
-    """Polynomial hash modulo 2^64 of every run of SHORTEST tokens. Collisions are harmless: every hit is compared token by token."""
+    """Polynomial hash modulo 2^64 of every run of SHORTEST tokens. Collisions are harmless: every hit is compared token
+    by token."""
     if len(tokens) < SHORTEST:
         return np.zeros(0, dtype=np.uint64)
     values = tokens.astype(np.uint64) + np.uint64(1)
@@ -77,12 +79,13 @@ def _anchor_hashes(tokens: np.ndarray) -> np.ndarray:
 
 
 def find_overlaps(
-    documents: Iterable[Int[np.ndarray, "length"]], probes: Sequence[Int[np.ndarray, "length"]]
+    documents: Iterable[Int[np.ndarray, length]], probes: Sequence[Int[np.ndarray, length]]
 ) -> Decontamination:
     """Search every document for every probe, by the rule at the top of this file, in one pass over the corpus.
 
-    All searched strings have at least 10 tokens, so their first 10 tokens serve as one common anchor: the corpus is hashed once,
-    whatever the lengths, and only anchored positions are compared. Documents are read one at a time (any iterable).
+    All searched strings have at least 10 tokens, so their first 10 tokens serve as one common anchor: the corpus is
+    hashed once, whatever the lengths, and only anchored positions are compared. Documents are read one at a time (any
+    iterable).
 
     Args:
         documents: token ids of each corpus document.

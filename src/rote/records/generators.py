@@ -1,4 +1,5 @@
-"""Synthetic records to plant: personal biographies with seven fields, passages cut from documents, and the three-way split.
+"""Synthetic records to plant: personal biographies with seven fields, passages cut from documents, and the three-way
+split.
 
 All of it is a pure function of its arguments and `seed`. No record describes a real person.
 
@@ -6,7 +7,8 @@ All of it is a pure function of its arguments and `seed`. No record describes a 
                  F has the unique identifier <32 hexadecimal digits>."      N full name, F first name
 
 Knows nothing about tokenizers, streams or models.
-Source: Wei et al. 2025, "Hubble", arXiv 2510.19811, section 3 (YAGO biographies, attack strengths) and section 5 (unlearning sets).
+Source: Wei et al. 2025, "Hubble", arXiv 2510.19811, section 3 (YAGO biographies, attack strengths) and section 5
+    (unlearning sets).
 """
 
 from __future__ import annotations
@@ -42,7 +44,8 @@ _PHRASES: Mapping[str, str] = {
 class Biography:
     """A person who does not exist, with seven fields of personal information.
 
-    `occupation` carries its article ("a baker"), so that the article belongs to the answer and gives nothing away before it.
+    `occupation` carries its article ("a baker"), so that the article belongs to the answer and gives nothing away
+    before it.
     """
 
     id: str
@@ -70,13 +73,15 @@ class Biography:
         return " ".join(self.sentence(field) + "." for field in PII_FIELDS)
 
     def question(self, field: str, strength: Strength, *, value: str | None = None) -> tuple[str, str, str]:
-        """(context, answer, after): what the attacker shows, the value under test, and the text behind it ("full" only).
+        """(context, answer, after): what the attacker shows, the value under test, and the text behind it ("full"
+        only).
 
-        full: everything before and after the value; full_prefix: everything before it; intro_prefix: the first sentence and the
+        full: everything before and after the value; full_prefix: everything before it; intro_prefix: the first sentence
+            and the
         field's own phrase; name_only: the full name and the field's own phrase. The answer starts with a space, so that
         context + answer + after is the natural text.
         """
-        value = getattr(self, field) if value is None else value
+        value = str(getattr(self, field)) if value is None else value
         place = PII_FIELDS.index(field)
         sentence = self.sentence(field, value=value)
         own = sentence[: len(sentence) - len(value) - 1]
@@ -101,8 +106,8 @@ class Biography:
 def biographies(n: int, *, seed: int = 0) -> list[Biography]:
     """`n` invented people with distinct names, drawn with faker.
 
-    Nations, universities and occupations are drawn from small pools, so that many people share one, as in the real data; dates,
-    e-mail addresses and identifiers are the person's own.
+    Nations, universities and occupations are drawn from small pools, so that many people share one, as in the real
+    data; dates, e-mail addresses and identifiers are the person's own.
     """
     from faker import Faker
 
@@ -151,7 +156,15 @@ def _emails(first: str, last: str, rng: np.random.Generator, count: int = 1) -> 
     made: dict[str, None] = {}
     while len(made) < count:
         number = int(rng.integers(1, 100))
-        patterns = (f"{f}.{l}", f"{f}{l}", f"{f[0]}{l}", f"{l}.{f}", f"{f}_{l}", f"{f}.{l}{number}", f"{f[0]}{l}{number}")
+        patterns = (
+            f"{f}.{l}",
+            f"{f}{l}",
+            f"{f[0]}{l}",
+            f"{l}.{f}",
+            f"{f}_{l}",
+            f"{f}.{l}{number}",
+            f"{f[0]}{l}{number}",
+        )
         made[f"{patterns[int(rng.integers(len(patterns)))]}@{_DOMAINS[int(rng.integers(len(_DOMAINS)))]}"] = None
     return list(made)
 
@@ -159,9 +172,10 @@ def _emails(first: str, last: str, rng: np.random.Generator, count: int = 1) -> 
 def pii_choices(people: Sequence[Biography], field: str, *, choices: int = 10, seed: int = 2025) -> list[list[str]]:
     """Answers to choose from, one list per person, the true one first.
 
-    Wrong answers are other people's values of the same field; wrong e-mail addresses are made from the person's own name by the same
-    patterns as the true one, so that the address is not given away by the name. Fewer than `choices` when the set has too few
-    distinct values. Chance is 1 / len(list). (Hubble's seeds: 2025 for choices, 2024 for e-mail candidates.)
+    Wrong answers are other people's values of the same field; wrong e-mail addresses are made from the person's own
+    name by the same patterns as the true one, so that the address is not given away by the name. Fewer than `choices`
+    when the set has too few distinct values. Chance is 1 / len(list). (Hubble's seeds: 2025 for choices, 2024 for
+    e-mail candidates.)
     """
     pool = sorted({getattr(person, field) for person in people})
     result = []
@@ -182,8 +196,8 @@ def pii_choices(people: Sequence[Biography], field: str, *, choices: int = 10, s
 def passages(documents: Iterable[tuple[str, str]], *, n: int, words: int = 40, seed: int = 0) -> list[dict]:
     """`n` non-overlapping passages of `words` words cut from documents (pairs of id and text), in random order.
 
-    Rows carry `id`, `text`, `group` = "passage" and `source` = "document id:word number". Passages whose text occurs twice are
-    taken once. Raises: InputError when the documents do not hold `n` passages.
+    Rows carry `id`, `text`, `group` = "passage" and `source` = "document id:word number". Passages whose text occurs
+    twice are taken once. Raises: InputError when the documents do not hold `n` passages.
     """
     from rote.errors import InputError
 
@@ -212,9 +226,10 @@ class UnlearningSplits:
 
 
 def unlearning_splits(
-    duplicates: Int[np.ndarray, "records"], *, levels: Sequence[int] = (256,), seed: int = 0
+    duplicates: Int[np.ndarray, records], *, levels: Sequence[int] = (256,), seed: int = 0
 ) -> UnlearningSplits:
-    """Forget = a random half of the texts with `levels` copies (half of each level), Keep = the other half, Test = texts with none."""
+    """Forget = a random half of the texts with `levels` copies (half of each level), Keep = the other half, Test =
+    texts with none."""
     duplicates = np.asarray(duplicates)
     rng = np.random.default_rng([seed, 12])
     forget: list[int] = []

@@ -1,7 +1,7 @@
 """Controlled planting: Hubble's randomized insertion of probe texts into a packed training stream.
 
-Because the number of copies of each probe is *randomized*, the curve "copies against score" is causal, and the texts that drew
-zero copies are valid non-members: same source, same style, same time.
+Because the number of copies of each probe is *randomized*, the curve "copies against score" is causal, and the texts
+that drew zero copies are valid non-members: same source, same style, same time.
 
     stream x in {0..V-1}^(S, L+1), sequence s is part of batch floor(s / batch_size)
     probe i has d_i copies, M = sum_i d_i; each copy gets its own sequence, the rest of the stream stays byte-identical
@@ -23,7 +23,8 @@ from jaxtyping import Int
 
 from rote.errors import InputError
 
-#: Copies -> relative number of texts. Hubble: 10:10:5:2:1 for 1:4:16:64:256, and as many unseen texts as all others together.
+#: Copies -> relative number of texts. Hubble: 10:10:5:2:1 for 1:4:16:64:256, and as many unseen texts as all others
+#: together.
 HUBBLE_WEIGHTS: Mapping[int, float] = {0: 28, 1: 10, 4: 10, 16: 5, 64: 2, 256: 1}
 
 Mode = Literal["splice", "seq_start"]
@@ -45,8 +46,9 @@ class Copy:
 def level_counts(n: int, weights: Mapping[int, float] = HUBBLE_WEIGHTS) -> dict[int, int]:
     """How many of `n` texts get each number of copies, by largest remainder, so that the counts add up to `n`.
 
-    When level 0 weighs as much as all others together (Hubble), it gets ceil(n / 2) texts and the rest follow their weights:
-    n = 5,000 gives 2500 | 893, 893, 446, 179, 89 and n = 7,999 gives 4000 | 1428, 1428, 714, 286, 143, as in the paper's suites.
+    When level 0 weighs as much as all others together (Hubble), it gets ceil(n / 2) texts and the rest follow their
+    weights: n = 5,000 gives 2500 | 893, 893, 446, 179, 89 and n = 7,999 gives 4000 | 1428, 1428, 714, 286, 143, as in
+        the paper's suites.
 
     Args:
         n: number of probe texts.
@@ -66,7 +68,9 @@ def level_counts(n: int, weights: Mapping[int, float] = HUBBLE_WEIGHTS) -> dict[
     unseen = weights.get(0, 0.0)
     rest, rest_total = n, total
     if 0 in weights:
-        counts[0] = min(n, int(np.ceil(n * unseen / total - 1e-9)))  # Hubble rounds in favour of the controls: 4,000 of 7,999
+        counts[0] = min(
+            n, int(np.ceil(n * unseen / total - 1e-9))
+        )  # Hubble rounds in favour of the controls: 4,000 of 7,999
         rest, rest_total = n - counts[0], total - unseen
     members = sorted(level for level in weights if level != 0)
     if rest and rest_total <= 0:
@@ -83,7 +87,7 @@ def level_counts(n: int, weights: Mapping[int, float] = HUBBLE_WEIGHTS) -> dict[
 
 def assign_duplicates(
     n: int, *, weights: Mapping[int, float] = HUBBLE_WEIGHTS, seed: int = 0
-) -> Int[np.ndarray, "records"]:
+) -> Int[np.ndarray, records]:
     """Draw the number of copies of each of `n` texts: a uniformly random permutation of the multiset of `level_counts`.
 
     Never by hand and never by text: randomization is what makes the dose-response causal (arXiv 2510.19811, section 3).
@@ -94,7 +98,8 @@ def assign_duplicates(
 
 
 def slot_range(sequences: int, *, batch_size: int, window: tuple[float, float] = (0.0, 1.0)) -> tuple[int, int]:
-    """Sequences [first, last) of an insertion window: [floor(B lo) bs, ceil(B hi) bs) with B = floor(sequences / bs) batches.
+    """Sequences [first, last) of an insertion window: [floor(B lo) bs, ceil(B hi) bs) with B = floor(sequences / bs)
+    batches.
 
     Raises: InputError unless 0 <= lo < hi <= 1 and there is at least one full batch.
     """
@@ -110,8 +115,9 @@ def slot_range(sequences: int, *, batch_size: int, window: tuple[float, float] =
     return first, min(last, batches * batch_size)
 
 
-def segment_starts(sequence: Int[np.ndarray, "tokens"], *, eos_id: int) -> Int[np.ndarray, "segments"]:
-    """Where the document segments m_1 .. m_J of one packed sequence begin: position 0 and after every end-of-text token."""
+def segment_starts(sequence: Int[np.ndarray, tokens], *, eos_id: int) -> Int[np.ndarray, segments]:
+    """Where the document segments m_1 .. m_J of one packed sequence begin: position 0 and after every end-of-text
+    token."""
     ends = np.flatnonzero(np.asarray(sequence[:-1]) == eos_id) + 1
     return np.concatenate([np.zeros(1, dtype=np.int64), ends.astype(np.int64)])
 
@@ -127,17 +133,18 @@ def splice_offset(*, gap: int, drawn: int, start: int, length: int, sequence_len
 
 
 def splice(
-    sequence: Int[np.ndarray, "tokens"], probe: Int[np.ndarray, "length"], *, start: int, offset: int
-) -> Int[np.ndarray, "tokens"]:
-    """Tokens [w, w + L + 1) of m_1 .. m_g x m_(g+1) .. m_J, where `start` is the length of m_1 .. m_g and `offset` is w."""
+    sequence: Int[np.ndarray, tokens], probe: Int[np.ndarray, length], *, start: int, offset: int
+) -> Int[np.ndarray, tokens]:
+    """Tokens [w, w + L + 1) of m_1 .. m_g x m_(g+1) .. m_J, where `start` is the length of m_1 .. m_g and `offset` is
+    w."""
     spliced = np.concatenate([sequence[:start], probe, sequence[start:]])
     return spliced[offset : offset + len(sequence)]
 
 
 def plant(
     stream: Int[np.ndarray, "sequences tokens"],
-    probes: Sequence[Int[np.ndarray, "length"]],
-    duplicates: Int[np.ndarray, "records"],
+    probes: Sequence[Int[np.ndarray, length]],
+    duplicates: Int[np.ndarray, records],
     *,
     eos_id: int,
     batch_size: int,
@@ -148,22 +155,25 @@ def plant(
     """Plant `duplicates[i]` copies of `probes[i]` into `stream`, in place (a memory map works), and return the log.
 
     1. M = sum_i d_i slots are drawn without replacement from the insertion window: at most one copy per sequence.
-    2. "splice": gap g ~ Uniform{0 .. J - 1}; offset w as in `splice_offset`, drawn from Uniform{0 .. len(x) - 1}; the displaced
+    2. "splice": gap g ~ Uniform{0 .. J - 1}; offset w as in `splice_offset`, drawn from Uniform{0 .. len(x) - 1}; the
+    displaced
        tokens come off the two ends of the sequence. "seq_start": the copy overwrites the head of the sequence.
-    Sequences without a copy are not written to. The draws depend on `seed`, the number of sequences and the probes' lengths only.
+    Sequences without a copy are not written to. The draws depend on `seed`, the number of sequences and the probes'
+    lengths only.
 
     Args:
         stream: packed training order, row s holds L + 1 tokens.
         probes: token ids of each text, ending in `eos_id` (end-of-text belongs to the copy).
         duplicates: copies per text, d_i >= 0.
         window: share of training (lo, hi) in which copies may stand.
-    Raises: InputError for a text longer than a sequence or without end-of-text, or when the window holds fewer than M sequences.
+    Raises: InputError for a text longer than a sequence or without end-of-text, or when the window holds fewer than M
+        sequences.
     """
     duplicates = np.asarray(duplicates, dtype=np.int64)
     if len(probes) != len(duplicates):
         raise InputError(f"{len(probes)} probe texts but {len(duplicates)} duplicate counts: give one count per text")
     sequences, width = stream.shape
-    for record in np.flatnonzero(duplicates):
+    for record in np.flatnonzero(duplicates).tolist():
         length = len(probes[record])
         if length > width:
             raise InputError(
@@ -219,9 +229,10 @@ def read_log(path: Path) -> Iterator[Copy]:
 
 
 def pack(
-    documents: Sequence[Int[np.ndarray, "length"]], *, sequences: int, width: int, seed: int = 0
+    documents: Sequence[Int[np.ndarray, length]], *, sequences: int, width: int, seed: int = 0
 ) -> Int[np.ndarray, "sequences width"]:
-    """Concatenate documents (each ending in end-of-text) into `sequences` rows of `width` tokens, a new shuffle for every pass.
+    """Concatenate documents (each ending in end-of-text) into `sequences` rows of `width` tokens, a new shuffle for
+    every pass.
 
     A longer stream begins with the shorter one of the same seed, so a diluted run sees the same first batches.
     Raises: InputError when there are no tokens.

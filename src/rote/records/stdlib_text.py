@@ -1,8 +1,9 @@
 """Real English text on every machine: the running Python's own documentation.
 
-Two sources, found through the standard library: the language reference in `pydoc_data.topics`, and the docstrings of all modules,
-classes and functions below `sysconfig.get_paths()["stdlib"]`. The files are parsed with `ast`, never imported, so nothing runs.
-About 2 million characters on Python 3.11. Order and contents are deterministic for one Python installation.
+Two sources, found through the standard library: the language reference in `pydoc_data.topics`, and the docstrings of
+all modules, classes and functions below `sysconfig.get_paths()["stdlib"]`. The files are parsed with `ast`, never
+imported, so nothing runs. About 2 million characters on Python 3.11. Order and contents are deterministic for one
+Python installation.
 
 Knows nothing about tokenizers or models.
 """
@@ -32,7 +33,8 @@ class Document:
 
 
 def docstrings(source: bytes) -> list[str]:
-    """The docstrings of a module and of every class and function in it, in source order, cleaned as by `inspect.cleandoc`.
+    """The docstrings of a module and of every class and function in it, in source order, cleaned as by
+    `inspect.cleandoc`.
 
     Raises: SyntaxError or ValueError when `source` is not Python of this version.
     """

@@ -12,8 +12,7 @@ from pathlib import Path
 
 
 def write_atomic(path: str | Path, content: bytes | str) -> Path:
-    """Write `content` (text is UTF-8) so that `path` holds either the old file or all of the new one, even after a
-    crash.
+    """Write `content` (text is UTF-8); `path` then holds the old file or all of the new one, even after a crash.
 
     Errors: OSError (a full disk, no permission); the temporary file is removed and the old file is untouched.
     """

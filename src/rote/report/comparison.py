@@ -37,9 +37,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Change:
-    """One number, before and after. `judgement`: "better", "worse", or "same" (no clear change), as its direction
-    says.
-    """
+    """One number, before and after. `judgement`, by its direction: "better", "worse", "same" (no clear change)."""
 
     measure: str
     title: str
@@ -110,9 +108,7 @@ class Comparison:
 
 
 def load_run(directory: str | Path) -> Run:
-    """Read a run directory (or a findings.json). A missing records.parquet is fine; an unreadable one is an
-    InputError.
-    """
+    """Read a run directory (or a findings.json). records.parquet may be missing; an unreadable one is an InputError."""
     place = Path(directory)
     findings = load(place)
     folder = place if place.is_dir() else place.parent

@@ -11,7 +11,7 @@ from rote.report.figure import Entry, Plot, axis, line
 from rote.report.findings import Guard, MeasureValue, dims_key
 from rote.report.headline import headline_value
 from rote.report.html import render_page
-from rote.report.sections import Table
+from rote.report.layout import Table
 from rote.report.small_print import setting_rows
 from rote.report.text import DASH, dimension, interval, is_share, number, points, shown_plot, with_interval
 
@@ -52,9 +52,7 @@ class Part:
 
 
 def headlines(comparison: Comparison, pair: Pair) -> list[Change]:
-    """One change per measure: the value the baseline's verdict speaks about, else the first target value; utility
-    last.
-    """
+    """One change per measure: the value of the baseline's verdict, else the first target value; utility last."""
     before = comparison.runs[0].findings
     wanted: dict[str, tuple] = {}
     for verdict in before.verdicts:
@@ -227,9 +225,7 @@ def _ends(v: MeasureValue) -> dict:
 
 
 def summary(pair: Pair, heads: list[Change]) -> str:
-    """One sentence: how many headline numbers moved for the better, for the worse, and how the differences were
-    made.
-    """
+    """How many headline numbers moved for the better, for the worse, and how the differences were made."""
     better = sum(c.judgement == "better" for c in heads)
     worse = sum(c.judgement == "worse" for c in heads)
     same = len(heads) - better - worse

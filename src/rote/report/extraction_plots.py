@@ -75,6 +75,8 @@ def survival_plot(
     )
     if main is not None and any(r.low is not None for r in rows):
         caption += f" Shaded: interval of the rate at p = {main:g}."
+    if rows and not any(r.rate for r in rows if r.population == "target"):
+        caption += f" No target record was extractable within {number(max(reach))} queries."
     columns, table = _survival_table(rows, ps)
     return Plot(
         id=f"plot-survival-{index}",
@@ -82,7 +84,7 @@ def survival_plot(
         caption=caption,
         data=data,
         layout={
-            "xaxis": axis("queries n (same prefix, independent samples)", log=True),
+            "xaxis": axis("queries n", log=True),
             "yaxis": axis("share of records extracted", tickformat="~%", rangemode="tozero"),
         },
         columns=columns,
@@ -110,10 +112,18 @@ def _survival_table(rows: list[SurvivalPoint], ps: list[float]) -> tuple[list[st
 
 
 def histogram_plot(bins: Iterable[HistogramBin], *, scheme: str, index: int) -> Plot | None:
-    """Share of records by log10 p_z, targets against controls; p_z = 0 is said in the caption."""
+    """Share of records by log10 p_z, targets against controls; p_z = 0 has a bar of its own at the left.
+
+    The axis counts bins, equally wide on the page whatever their width in log10 p_z, and names their edges.
+    """
     rows = [b for b in bins if b.scheme == scheme]
+    edges = sorted({float(e) for b in rows for e in (b.left, b.right) if e is not None} | {0.0})
+    at = {edge: i for i, edge in enumerate(edges)}
     data, legend, table, notes = [], [], [], []
+    both = {b.population for b in rows if b.count} >= {"target", "control"}
     for population, color in (("target", "@p4"), ("control", "@c3")):
+        share = 0.5 if both else 1.0  # side by side within a bin
+        shift = (-0.25 if population == "target" else 0.25) if both else 0.0
         mine = [b for b in rows if b.population == population]
         total = sum(b.count for b in mine)
         if not total:
@@ -121,21 +131,20 @@ def histogram_plot(bins: Iterable[HistogramBin], *, scheme: str, index: int) -> 
         who = "targets" if population == "target" else "controls"
         finite = sorted((b for b in mine if b.left is not None and b.right is not None), key=lambda b: b.left or 0.0)
         never = total - sum(b.count for b in finite)
-        notes.append(
-            f"n = {total:,} {who}" + (f" ({number(never / total, 'share')} impossible, p_z = 0)" if never else "")
-        )
+        notes.append(f"n = {total:,} {who}" + (f" ({number(never / total, 'share')} never, p_z = 0)" if never else ""))
+        spans = [(-1.5, -0.5), *((at[float(b.left or 0)], at[float(b.right or 0)]) for b in finite)]
+        labels = [f"{b.left:g} to {b.right:g}: {b.count:,} of {total:,}" for b in finite]
         data.append(
             {
                 "type": "bar",
-                "x": [((b.left or 0) + (b.right or 0)) / 2 for b in finite],
-                "width": [(b.right or 0) - (b.left or 0) for b in finite],
-                "y": [b.count / total for b in finite],
+                "x": [(i + j) / 2 + shift * (j - i) for i, j in spans],
+                "width": [share * (j - i) for i, j in spans],
+                "y": [never / total, *(b.count / total for b in finite)],
                 "marker": {"color": f"{color}-bar", "line": {"color": color, "width": 1}},
                 "name": who,
                 "showlegend": False,
-                "customdata": [f"{b.count:,} of {total:,}" for b in finite],
-                "hovertemplate": f"<b>{who}</b><br>log10 p_z near %{{x:.1f}}<br>%{{y:.1%}} (%{{customdata}})"
-                "<extra></extra>",
+                "customdata": [f"never: {never:,} of {total:,}", *labels],
+                "hovertemplate": f"<b>{who}</b><br>%{{y:.1%}}<br>log10 p_z %{{customdata}}<extra></extra>",
             }
         )
         legend.append(Entry(who, color, "solid", (len(data) - 1,)))
@@ -147,13 +156,20 @@ def histogram_plot(bins: Iterable[HistogramBin], *, scheme: str, index: int) -> 
             table.append([who, "p_z = 0", f"{never:,}", number(never / total, "share")])
     if not data:
         return None
+    shown = thin(edges, 10)
     return Plot(
         id=f"plot-histogram-{index}",
         title="How likely one query is to recite a record",
-        caption="; ".join(notes) + ".",
+        caption="; ".join(notes) + ". 0 is certain; each step of 1 to the left is ten times rarer.",
         data=data,
         layout={
-            "xaxis": axis("log10 p_z (0 = certain; each step left is ten times rarer)"),
+            "xaxis": axis(
+                "log10 p_z of one query",
+                tickvals=[-1.0, *(at[e] for e in shown)],
+                ticktext=["never", *(f"{e:g}" for e in shown)],
+                range=[-1.7, len(edges) - 0.8],
+                showgrid=False,
+            ),
             "yaxis": axis("share of records", tickformat="~%", rangemode="tozero"),
             "barmode": "overlay",
         },

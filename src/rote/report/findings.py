@@ -21,6 +21,8 @@ from rote.report.series import Number, Part, Scalar, Series
 SCHEMA_VERSION = "1.0"
 SIGNIFICANT_DIGITS = 10  # enough for every interval, few enough that reruns are byte-identical
 
+BREAKDOWNS = frozenset({"duplicates", "group"})  # dimensions that cut the records up; a value without them is the whole
+
 Level = Literal["high", "medium", "low", "info"]
 
 
@@ -83,9 +85,7 @@ class Guard(Part):
 
 
 class MeasureValue(BaseModel):
-    """A number with its interval, its n, and any dimensions (population, scheme, queries, p, duplicates, attack,
-    ...).
-    """
+    """A number with its interval, its n, and any dimensions (population, scheme, queries, p, duplicates, ...)."""
 
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
     __pydantic_extra__: dict[str, Scalar] = Field(init=False)
@@ -126,8 +126,9 @@ class Measure(Part):
         return self
 
     def select(self, **dims: Any) -> list[MeasureValue]:
-        """The values whose dimensions contain `dims` (numbers compare as numbers: 100 == 100.0)."""
-        return [v for v in self.values if all(same(v.dims.get(key), want) for key, want in dims.items())]
+        """The values whose dimensions contain `dims` (100 == 100.0), those with the fewest others first."""
+        chosen = [v for v in self.values if all(same(v.dims.get(key), want) for key, want in dims.items())]
+        return sorted(chosen, key=lambda v: len(v.dims))
 
 
 class Token(Part):

@@ -2,7 +2,8 @@
 
 Grammar:  measure [ {dim=value, ...} ] [ .value | .low | .high ]  operator  number
 The condition names what is NOT allowed. Without a population only targets count (controls are the yardstick, not the
-risk). A gate that finds no number fails: silence is not a pass. Parsed by hand; nothing is evaluated as code.
+risk); without duplicates or group, the number over all records, where there is one. A gate that finds no number fails:
+silence is not a pass. Parsed by hand; nothing is evaluated as code.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rote.errors import InputError
-from rote.report.findings import Findings, Measure, MeasureValue, same
+from rote.report.findings import BREAKDOWNS, Findings, Measure, MeasureValue, same
 from rote.report.text import shown_plain
 
 FIELDS = ("value", "low", "high")
@@ -176,8 +177,9 @@ def _select(measure: Measure, gate: Gate) -> list[MeasureValue]:
     chosen = [v for v in measure.values if all(_fits(v.dims.get(key), want) for key, want in gate.dims)]
     if "population" not in dict(gate.dims):
         chosen = [v for v in chosen if v.dims.get("population") != "control"]
+    whole = [v for v in chosen if not (BREAKDOWNS - dict(gate.dims).keys()) & v.dims.keys()]
     if chosen:
-        return chosen
+        return whole or chosen
     for key, want in gate.dims:
         there = {v.dims[key] for v in measure.values if key in v.dims}
         if not any(_fits(item, want) for item in there):

@@ -1,5 +1,4 @@
-"""The verdict at the top of the page: one card per headline figure, the guards that spoil it first. Pure functions,
-no HTML.
+"""The verdict at the top of the page: one card per headline figure, the guards that spoil it first. No HTML here.
 
 Knows the findings format. Knows nothing about sections or plots.
 """
@@ -90,9 +89,7 @@ def headline_value(measure: Measure, verdict: Verdict) -> MeasureValue | None:
 
 
 def control_value(measure: Measure, value: MeasureValue) -> MeasureValue | None:
-    """The same number on the controls: equal dimensions but for the population (and copies, which controls have none
-    of).
-    """
+    """The same number on the controls: equal dimensions but for population and copies."""
     if value.dims.get("population") != "target":
         return None
     want = {key: item for key, item in value.dims.items() if key not in ("population", "duplicates")}

@@ -1,5 +1,4 @@
-"""report.html: one self-contained page. No network, no foreign code, everything untrusted escaped, contents masked
-by default.
+"""report.html: one self-contained page. No network, everything untrusted escaped, contents masked by default.
 
 Knows findings and templates; knows nothing about models. The page's policy (a Content-Security-Policy in its head)
 lets exactly two scripts run, named by hash: the page's own and Plotly's. A record that escaped escaping would still
@@ -115,9 +114,7 @@ def render_page(template: str, plots: list[Plot], **context: Any) -> str:
 
 
 def render_report(findings: Findings, *, reveal: bool = False) -> str:
-    """The report as one HTML text. `reveal` shows record contents, where the findings hold them; otherwise none is
-    in the page.
-    """
+    """The report as one HTML text. `reveal` shows record contents the findings hold; otherwise none is in the page."""
     shown = findings if reveal else findings.masked()
     parts = sections.sections(shown)
     level, summary = headline.overall(shown)

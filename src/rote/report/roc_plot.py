@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from rote.report.figure import MOST_LINES, MOST_ROWS, Entry, Plot, axis, line, thin
+from rote.report.figure import MOST_LINES, MOST_POINTS, MOST_ROWS, Entry, Plot, axis, line
 from rote.report.series import RocPoint
 from rote.report.text import number, plural, shown_plot
 
@@ -34,7 +34,7 @@ def roc_plot(
     for i, name in enumerate(seeing[:MOST_LINES] + blind[:1]):
         color, dash = ("@muted", "dash") if name in blind else (f"@k{1 + i % 8}", "solid" if i < 8 else "dot")
         corners = sorted({(r.fpr, r.tpr) for r in curves[name]})
-        drawn = thin([(max(f, floor), t) for f, t in corners if t >= bottom])
+        drawn = _thin_log([(max(f, floor), t) for f, t in corners if t >= bottom])
         data.append(
             line(
                 [f for f, _ in drawn],
@@ -68,6 +68,15 @@ def roc_plot(
         legend=legend,
         left_out=left_out,
     )
+
+
+def _thin_log(corners: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """One corner (the last) in each of MOST_POINTS logarithmic steps of FPR: low rates are what a log axis shows."""
+    if len(corners) <= MOST_POINTS:
+        return corners
+    top = -math.log10(corners[0][0]) or 1.0
+    kept = {round((1 + math.log10(f) / top) * (MOST_POINTS - 1)): (f, t) for f, t in corners}
+    return [corners[0], *(corner for corner in kept.values() if corner != corners[0])]
 
 
 def _tpr(curve: list[RocPoint], fpr: float) -> float:

@@ -45,9 +45,7 @@ class SurvivalPoint(Part):
 
 
 class HistogramBin(Part):
-    """Count of records with left <= log10 p_z < right; left = right = null counts p_z = 0 (impossible under the
-    scheme).
-    """
+    """Records with left <= log10 p_z < right; left = right = null counts p_z = 0 (impossible under the scheme)."""
 
     population: str
     scheme: str
@@ -74,9 +72,7 @@ class DosePoint(Part):
 
 
 class RocPoint(Part):
-    """One corner of an attack's ROC curve. An attack whose name starts with "blind" never saw the model and is drawn
-    grey.
-    """
+    """One corner of an attack's ROC curve. An attack named "blind..." never saw the model and is drawn grey."""
 
     attack: str
     fpr: Annotated[float, Field(ge=0, le=1)]

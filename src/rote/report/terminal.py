@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rote.report.exposed import record_view
-from rote.report.findings import Findings, Measure, MeasureValue
+from rote.report.findings import BREAKDOWNS, Findings, Measure, MeasureValue
 from rote.report.headline import LEVELS, headline_value, overall
 from rote.report.text import DASH, dimension, interval, number, shown_plain
 
@@ -76,6 +76,7 @@ def headline_rows(findings: Findings) -> list[tuple[Measure, MeasureValue]]:
     rows = []
     for measure in findings.measures:
         others = [v for v in measure.values if v.dims.get("population") != "control"]
+        others.sort(key=lambda v: bool(BREAKDOWNS & v.dims.keys()))
         chosen = spoken.get(measure.name, []) + [v for v in others if v not in spoken.get(measure.name, [])]
         rows += [(measure, value) for value in chosen[:MOST_ROWS]]
     return rows

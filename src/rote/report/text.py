@@ -91,6 +91,8 @@ def number(value: float | None, unit: str = "") -> str:
         return DASH
     if is_share(unit):
         return _percent(value)
+    if unit.lower().startswith(("probability", "area")) and (abs(value) >= 0.001 or value == 0):
+        return _signed(value, f"{abs(value):.3f}")
     return _plain(value)
 
 

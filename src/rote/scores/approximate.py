@@ -19,7 +19,14 @@ from jaxtyping import Bool, Float, Int
 from rote.errors import InputError
 from rote.measures import approximate as pure
 from rote.runtime import derive_seed
-from rote.scores.continuations import NextLogQ, check_room, encode_prefix, next_logq, rows_at_a_time, sample_continuations
+from rote.scores.continuations import (
+    NextLogQ,
+    check_room,
+    encode_prefix,
+    next_logq,
+    rows_at_a_time,
+    sample_continuations,
+)
 from rote.scores.schemes import DecodingScheme
 from rote.scores.sequences import BLOCK, Sequence, Split, prepare
 from rote.scores.tokens import TokenScorer
@@ -38,7 +45,8 @@ class ApproximateExtraction:
     """Per record, natural logarithms: `log_p` estimates p_{z,eps}, with low <= p_{z,eps} <= high.
 
     monte_carlo: log_p = log(hits/samples), -inf without a hit; low and high are the Clopper-Pearson interval.
-    hamming1: all three equal. beam: log_p = low, the finished beams; high adds what was pruned; `exact` when nothing was.
+    hamming1: all three equal. beam: log_p = low, the finished beams; high adds what was pruned; `exact` when nothing
+    was.
     `hits` and `samples` are 0 for the methods that draw none; `work` counts samples, branches or finished beams.
     `skipped` maps rows to the reason they are absent.
     """
@@ -59,14 +67,25 @@ class ApproximateExtraction:
 
 
 def approximate_extraction(
-    model: CausalLM, records: RecordTable, *, scheme: DecodingScheme, eps: float = 1, method: str = "beam",
-    distance: str = "hamming", samples: int = 1_000, width: int = 32, seed: int = 0, confidence: float = 0.95,
-    split: Split | None = None, progress: Callable[[int, int], None] | None = None,
+    model: CausalLM,
+    records: RecordTable,
+    *,
+    scheme: DecodingScheme,
+    eps: float = 1,
+    method: str = "beam",
+    distance: str = "hamming",
+    samples: int = 1_000,
+    width: int = 32,
+    seed: int = 0,
+    confidence: float = 0.95,
+    split: Split | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> ApproximateExtraction:
     """p_{z,eps} = sum over s with dist(s, y) <= eps of q(s | prefix), for every record.
 
     `method`: "monte_carlo" (any distance; `samples` continuations, seeded by `seed` and the record's id), "hamming1"
-    (exact; Hamming distance, eps = 1), "beam" (Hamming; bounds from `width` beams). `eps` counts tokens, or is 1 - BLEU.
+    (exact; Hamming distance, eps = 1), "beam" (Hamming; bounds from `width` beams). `eps` counts tokens, or is
+    1 - BLEU.
     Raises InputError for a combination that does not exist, and for what `prepare` refuses.
     """
     _check(method, distance, eps, samples, width)
@@ -95,9 +114,16 @@ def approximate_extraction(
             found.append((sequence.index, answer))
             if progress:
                 progress(len(found), len(rows))
-    columns = [np.array([getattr(answer, name) for _, answer in found], kind) for name, kind in _COLUMNS.items()]
-    return ApproximateExtraction(np.array([row for row, _ in found], np.int64), *columns, method, distance, eps,
-                                 scheme.name, skipped)
+    columns = {name: np.array([getattr(answer, name) for _, answer in found], kind) for name, kind in _COLUMNS.items()}
+    return ApproximateExtraction(
+        index=np.array([row for row, _ in found], np.int64),
+        **columns,
+        method=method,
+        distance=distance,
+        eps=eps,
+        scheme=scheme.name,
+        skipped=skipped,
+    )
 
 
 @dataclass(frozen=True)
@@ -111,19 +137,35 @@ class _Answer:
     work: int = 0
 
 
-_COLUMNS = {"log_p": float, "log_low": float, "log_high": float, "exact": bool, "hits": np.int64, "samples": np.int64,
-            "work": np.int64}
+_COLUMNS = {
+    "log_p": float,
+    "log_low": float,
+    "log_high": float,
+    "exact": bool,
+    "hits": np.int64,
+    "samples": np.int64,
+    "work": np.int64,
+}
 
 
-def _monte_carlo(root: ContextCache, target: np.ndarray, scheme: DecodingScheme, eps: float, distance: str, samples: int,
-                 seed: int, confidence: float) -> _Answer:
-    keep = None
-    if distance == "hamming":  # a sample beyond eps mismatches can never come back: it need not be finished
+def _monte_carlo(
+    root: ContextCache,
+    target: np.ndarray,
+    scheme: DecodingScheme,
+    eps: float,
+    distance: str,
+    samples: int,
+    seed: int,
+    confidence: float,
+) -> _Answer:
+    def within_reach(tokens: np.ndarray) -> np.ndarray:
+        return (tokens != target[: tokens.shape[1]]).sum(1) <= eps
 
-        def keep(tokens: np.ndarray) -> np.ndarray:
-            return (tokens != target[: tokens.shape[1]]).sum(1) <= eps
-
-    drawn = sample_continuations(root.model, root, length=len(target), count=samples, scheme=scheme, seed=seed, keep=keep)
+    # Beyond eps mismatches a sample can never come back (Hamming distance only): it need not be finished.
+    keep = within_reach if distance == "hamming" else None
+    drawn = sample_continuations(
+        root.model, root, length=len(target), count=samples, scheme=scheme, seed=seed, keep=keep
+    )
     hits = int(pure.within(drawn, target, eps=eps, distance=distance).sum())
     estimate = pure.monte_carlo(np.array([hits]), samples, confidence=confidence)
     with np.errstate(divide="ignore"):
@@ -131,9 +173,10 @@ def _monte_carlo(root: ContextCache, target: np.ndarray, scheme: DecodingScheme,
     return _Answer(*logs, exact=False, hits=hits, samples=samples, work=samples)
 
 
-def _hamming1(root: ContextCache, target: np.ndarray, scheme: DecodingScheme, scorer: TokenScorer,
-              sequence: Sequence) -> _Answer:
-    """Every branch (position j, alternative v in the support) is teacher-forced once, from the cache of prefix + y_<j."""
+def _hamming1(
+    root: ContextCache, target: np.ndarray, scheme: DecodingScheme, scorer: TokenScorer, sequence: Sequence
+) -> _Answer:
+    """Every branch (position j, alternative v in the support), teacher-forced once from the cache of prefix + y_<j."""
     k, state = len(target), root
     verbatim = np.full(k, -np.inf)
     branches: list[np.ndarray] = []
@@ -144,8 +187,10 @@ def _hamming1(root: ContextCache, target: np.ndarray, scheme: DecodingScheme, sc
         alternatives = np.flatnonzero(logq > -np.inf)
         alternatives = alternatives[alternatives != target[j]]
         if len(alternatives) * k > MOST_BRANCHES:
-            raise InputError(f"record row {sequence.index}: the exact sum has about {len(alternatives) * k:,} branches under"
-                             f" {scheme.name!r}; use a scheme that cuts the vocabulary (top_k=40), or the beam")
+            raise InputError(
+                f"record row {sequence.index}: the exact sum has about {len(alternatives) * k:,} branches"
+                f" under {scheme.name!r}; use a scheme that cuts the vocabulary (top_k=40), or the beam"
+            )
         branches.append(logq[alternatives])
         rests.append(_rest_logq(state, alternatives, target[j + 1 :], scheme, scorer))
         if np.isneginf(verbatim[j]) or j + 1 == k:
@@ -159,8 +204,9 @@ def _hamming1(root: ContextCache, target: np.ndarray, scheme: DecodingScheme, sc
     return _Answer(value, value, value, exact=True, work=sum(map(len, branches)))
 
 
-def _rest_logq(state: ContextCache, alternatives: np.ndarray, rest: np.ndarray, scheme: DecodingScheme,
-               scorer: TokenScorer) -> np.ndarray:
+def _rest_logq(
+    state: ContextCache, alternatives: np.ndarray, rest: np.ndarray, scheme: DecodingScheme, scorer: TokenScorer
+) -> np.ndarray:
     """log q(rest | context, v) for every alternative v, in batches."""
     if not len(rest) or not len(alternatives):
         return np.zeros(len(alternatives))
@@ -178,9 +224,14 @@ def _rest_logq(state: ContextCache, alternatives: np.ndarray, rest: np.ndarray, 
             seen = torch.arange(len(rest), device=device) + state.ids.shape[1] + 1
             later = torch.arange(whole.shape[1], device=device)[None] >= seen[:, None]
             history = torch.where(later[None], whole[:, None, :1], whole[:, None]).flatten(0, 1)
-        logq = [scorer._score_rows(hidden[i : i + scorer.product_rows], targets[i : i + scorer.product_rows],
-                                   None if history is None else history[i : i + scorer.product_rows])["schemes"][0]
-                for i in range(0, len(hidden), scorer.product_rows)]
+        logq = [
+            scorer._score_rows(
+                hidden[i : i + scorer.product_rows],
+                targets[i : i + scorer.product_rows],
+                None if history is None else history[i : i + scorer.product_rows],
+            )["schemes"][0]
+            for i in range(0, len(hidden), scorer.product_rows)
+        ]
         found.append(np.concatenate(logq).reshape(len(first), -1).astype(np.float64).sum(1))
     return np.concatenate(found)
 

@@ -1,8 +1,8 @@
 """Log-probabilities of records given a shared context P: the inputs of ReCaLL and Con-ReCall.
 
 P is a list of shots (texts known to be unseen, or known to be seen), encoded once; its keys and values serve every
-record. P and the record are joined as token ids, so a record has the same tokens with and without P. When P and a record
-exceed the context window, shots are dropped from the front, for that record alone; how many is reported.
+record. P and the record are joined as token ids, so a record has the same tokens with and without P. When P and a
+record exceed the context window, shots are dropped from the front, for that record alone; how many is reported.
 
 Knows nothing about: the scores made of it (`rote.measures.membership.recall`, `con_recall`).
 Source: Xie et al. 2024 (ReCaLL, arXiv 2406.15968, section 3); Wang et al. 2025 (Con-ReCall, arXiv 2409.03363).
@@ -47,8 +47,8 @@ class Shots:
 def choose_shots(records: RecordTable, *, count: int = SHOTS, seed: int = 0) -> Shots:
     """Choose up to `count` known-unseen records and, where some are known, as many known-seen ones as shots.
 
-    At most half of either kind is taken, so that both can still be evaluated. The choice depends on seed and ids, not on
-    the order of the rows. Raises InputError when fewer than two records are known to be unseen.
+    At most half of either kind is taken, so that both can still be evaluated. The choice depends on seed and ids, not
+    on the order of the rows. Raises InputError when fewer than two records are known to be unseen.
     """
     if count < 1:
         raise InputError(f"ReCaLL needs at least 1 shot, not {count}")
@@ -56,7 +56,9 @@ def choose_shots(records: RecordTable, *, count: int = SHOTS, seed: int = 0) -> 
     member, copies = records.column("member"), records.column("duplicates")
     known = np.array([m is True or (m is None and (d or 0) > 0) for m, d in zip(member, copies, strict=True)], bool)
     if control.sum() < 2:
-        raise InputError("ReCaLL needs at least 2 records known to be unseen (member false, duplicates 0, or --control)")
+        raise InputError(
+            "ReCaLL needs at least 2 records known to be unseen (member false, duplicates 0, or --control)"
+        )
     ids = records.column("id")
 
     def pick(among: Bool[np.ndarray, " records"]) -> Int[np.ndarray, " rows"]:
@@ -84,8 +86,14 @@ class ConditionalScores:
 
 
 def conditional_logp(
-    model: CausalLM, records: RecordTable, shots: Sequence[str | Sequence[int]], *, split: Split | None = None,
-    separator: str = SEPARATOR, first_token: bool = False, batch_tokens: int | None = None,
+    model: CausalLM,
+    records: RecordTable,
+    shots: Sequence[str | Sequence[int]],
+    *,
+    split: Split | None = None,
+    separator: str = SEPARATOR,
+    first_token: bool = False,
+    batch_tokens: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ConditionalScores:
     """log p(x_t | P, x_<t) for every record, P = the shots in the given order, each followed by `separator`.
@@ -121,8 +129,10 @@ def conditional_logp(
     return ConditionalScores(rows, lengths, logp, len(shots), dropped)
 
 
-def shots_dropped(shot_lengths: Sequence[int], lengths: Int[np.ndarray, " records"], room: int | None) -> Int[np.ndarray, " records"]:
-    """How many shots must go, from the front, so that the others and the record fit into `room` tokens (None: all fit)."""
+def shots_dropped(
+    shot_lengths: Sequence[int], lengths: Int[np.ndarray, " records"], room: int | None
+) -> Int[np.ndarray, " records"]:
+    """How many shots must go, from the front, so that the others and the record fit into `room` tokens."""
     if room is None:
         return np.zeros(len(lengths), np.int64)
     kept_tokens = np.cumsum(np.asarray(shot_lengths)[::-1])  # tokens of the last 1, 2, ... shots
@@ -141,8 +151,14 @@ class _Reader:
         ids = ids if self.model.bos_id is None else [self.model.bos_id, *ids]
         return ContextCache.encode(self.model, torch.tensor([ids])) if ids else None
 
-    def fill(self, logp: np.ndarray, block: np.ndarray, prepared: PreparedRecords, rows: np.ndarray,
-             cache: ContextCache | None) -> None:
+    def fill(
+        self,
+        logp: np.ndarray,
+        block: np.ndarray,
+        prepared: PreparedRecords,
+        rows: np.ndarray,
+        cache: ContextCache | None,
+    ) -> None:
         sequences = prepared.sequences(rows)
         lengths = np.array([len(sequence.ids) for sequence in sequences])
         fits = len(lengths) if cache is None else cache.rows_that_fit(int(lengths.max()))
@@ -168,8 +184,10 @@ class _Reader:
         source = torch.from_numpy(record).to(self.model.device), torch.from_numpy(position).to(self.model.device)
         hidden, wanted = hidden[source], tokens[source[0], source[1] + first]
         step = self.scorer.product_rows
-        values = [self.scorer._score_rows(hidden[start : start + step], wanted[start : start + step], None)["logp"]
-                  for start in range(0, len(hidden), step)]
+        values = [
+            self.scorer._score_rows(hidden[start : start + step], wanted[start : start + step], None)["logp"]
+            for start in range(0, len(hidden), step)
+        ]
         logp[targets_at[record], position + first] = np.concatenate(values)
 
 

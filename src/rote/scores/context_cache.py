@@ -1,4 +1,4 @@
-"""Contexts encoded once: their keys and values, and the last hidden state, from which any number of continuations go on.
+"""Contexts encoded once: their keys and values and last hidden state, from which any number of continuations go on.
 
 A ContextCache is never changed by its users: `read` scores continuations and throws their keys and values away layer by
 layer, `extend` makes a new cache one token longer. Rows of one cache all have the same length, so nothing is padded on
@@ -22,15 +22,24 @@ from rote.errors import InputError
 if TYPE_CHECKING:
     from rote.models.causal_lm import CausalLM
 
-CACHE_BYTES = {"cpu": 256 << 20, "cuda": 8 << 30, "mps": 512 << 20}  # keys and values alive in one batch of continuations
+CACHE_BYTES = {
+    "cpu": 256 << 20,
+    "cuda": 8 << 30,
+    "mps": 512 << 20,
+}  # keys and values alive in one batch of continuations
 
 
 class ContextCache:
     """Rows of equally long contexts. `ids` [rows, length] are their tokens (BOS included), `last` [rows, width] the
     hidden states that predict what comes next."""
 
-    def __init__(self, model: CausalLM, ids: Int[torch.Tensor, "rows length"], last: Float[torch.Tensor, "rows width"],
-                 cache: Any):
+    def __init__(
+        self,
+        model: CausalLM,
+        ids: Int[torch.Tensor, "rows length"],
+        last: Float[torch.Tensor, "rows width"],
+        cache: Any,
+    ):
         self.model = model
         self.ids = ids
         self.last = last
@@ -53,8 +62,12 @@ class ContextCache:
     @property
     def row_bytes(self) -> int:
         """Bytes of keys and values that one more row of this length takes, over all layers."""
-        return sum(tensor.nbytes // max(1, len(tensor)) for layer in self._cache.layers
-                   for tensor in (getattr(layer, "keys", None), getattr(layer, "values", None)) if tensor is not None)
+        return sum(
+            tensor.nbytes // max(1, len(tensor))
+            for layer in self._cache.layers
+            for tensor in (getattr(layer, "keys", None), getattr(layer, "values", None))
+            if tensor is not None
+        )
 
     def rows_that_fit(self, more_tokens: int) -> int:
         """How many continuations of `more_tokens` tokens to hold at a time."""
@@ -66,11 +79,16 @@ class ContextCache:
         """Next-token logits of every row, float32."""
         return self.model.logits(self.last)
 
-    def read(self, input_ids: Int[torch.Tensor, "continuations tokens"],
-             parents: Int[torch.Tensor, " continuations"] | None = None) -> Float[torch.Tensor, "continuations tokens width"]:
+    def read(
+        self,
+        input_ids: Int[torch.Tensor, "continuations tokens"],
+        parents: Int[torch.Tensor, " continuations"] | None = None,
+    ) -> Float[torch.Tensor, "continuations tokens width"]:
         """Hidden states of continuations of row `parents[i]` (row 0 when left out); padding goes to the right."""
         parents = self._parents(parents, len(input_ids))
-        return _forward(self.model, input_ids.to(self.ids.device), _selected(self._cache, parents, len(self), frozen=True))[0]
+        return _forward(
+            self.model, input_ids.to(self.ids.device), _selected(self._cache, parents, len(self), frozen=True)
+        )[0]
 
     def extend(self, parents: Int[torch.Tensor, " rows"] | None, tokens: Int[torch.Tensor, " rows"]) -> ContextCache:
         """New rows: row `parents[i]` followed by `tokens[i]`."""
@@ -117,7 +135,7 @@ def _selected(cache: Any, parents: torch.Tensor, rows: int, *, frozen: bool) -> 
 
 
 def _concatenate(parents: torch.Tensor, rows: int, same: bool):
-    """A layer's `update` that hands out context plus continuation and stores nothing: one layer's copy lives at a time."""
+    """A layer's `update` that hands out context and continuation, and stores nothing: one copy is alive at a time."""
 
     def update(layer, key_states, value_states, *_args, **_kwargs):
         keys = layer.keys if same else _rows(layer.keys, parents, rows)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,11 +26,14 @@ if TYPE_CHECKING:
     from rote.models.causal_lm import CausalLM
 
 MOST_ROWS = 512  # distinct beginnings computed at a time
-LOGIT_BYTES = {"cpu": 128 << 20, "cuda": 2 << 30, "mps": 256 << 20}  # next-token logits alive at a time
+LOGIT_BYTES = {"cpu": 64 << 20, "cuda": 2 << 30, "mps": 256 << 20}  # next-token logits alive at a time
 
 
-def next_logq(z: Float[torch.Tensor, "rows vocabulary"], scheme: DecodingScheme,
-              history: Int[torch.Tensor, "rows tokens"] | None = None) -> Float[torch.Tensor, "rows vocabulary"]:
+def next_logq(
+    z: Float[torch.Tensor, "rows vocabulary"],
+    scheme: DecodingScheme,
+    history: Int[torch.Tensor, "rows tokens"] | None = None,
+) -> Float[torch.Tensor, "rows vocabulary"]:
     """log q(. | context) under a scheme, from next-token logits, by transformers' own warpers in generate's order.
 
     -inf outside the scheme's support; rows sum to 1. `history` holds the context's ids (a repetition penalty needs it).
@@ -40,32 +43,37 @@ def next_logq(z: Float[torch.Tensor, "rows vocabulary"], scheme: DecodingScheme,
 
     if scheme.repetition_penalty != 1:
         z = penalised(z, history, scheme.repetition_penalty, z.shape[1])
-    if scheme.temperature != 1:
-        z = TemperatureLogitsWarper(float(scheme.temperature))(None, z)
+    chain: list[Any] = [TemperatureLogitsWarper(float(scheme.temperature))] if scheme.temperature != 1 else []
     if scheme.top_k:
-        z = TopKLogitsWarper(int(scheme.top_k))(None, z)
-    for warper in scheme.warpers_after_top_k(z.device):
+        chain.append(TopKLogitsWarper(int(scheme.top_k)))
+    for warper in chain + scheme.warpers_after_top_k(str(z.device)):
         z = warper(None, z)
     return z.log_softmax(-1)
 
 
 def encode_prefix(model: CausalLM, prefix: Sequence[int]) -> ContextCache:
-    """The cache of one prefix, BOS put before it by the model's rule. Raises InputError when nothing is left to encode."""
+    """The cache of one prefix, with BOS by the model's rule. Raises InputError when there is nothing to encode."""
     ids = list(prefix) if model.bos_id is None else [model.bos_id, *prefix]
     return ContextCache.encode(model, torch.tensor([ids], dtype=torch.int64))
 
 
 def sample_continuations(
-    model: CausalLM, prefix: Sequence[int] | ContextCache, *, length: int, count: int,
-    scheme: DecodingScheme | None = None, seed: int, rows: int | None = None,
+    model: CausalLM,
+    prefix: Sequence[int] | ContextCache,
+    *,
+    length: int,
+    count: int,
+    scheme: DecodingScheme | None = None,
+    seed: int,
+    rows: int | None = None,
     keep: Callable[[Int32[np.ndarray, "samples tokens"]], Bool[np.ndarray, " samples"]] | None = None,
 ) -> Int32[np.ndarray, "count length"]:
     """`count` independent continuations of `length` tokens each, drawn from q(. | prefix) token by token.
 
     Nothing ends a continuation early (an end-of-text token is a token like another), as the formula for p_z assumes.
     `keep(tokens so far)`, if given, says which samples are still of interest; the others stop and are filled with -1.
-    `seed` fixes the result up to the rounding of logits (a sample changes when its uniform number falls within about 1e-6
-    of a boundary). `rows` bounds the distinct beginnings computed at a time, and changes nothing else.
+    `seed` fixes the result up to the rounding of logits (a sample changes when its uniform number falls within about
+    1e-6 of a boundary). `rows` bounds the distinct beginnings computed at a time, and changes nothing else.
     """
     if length < 1 or count < 1:
         raise InputError(f"sampling needs at least 1 token and 1 sample, not {length} and {count}")
@@ -112,8 +120,11 @@ class _Group:
         return self.state if self.step is None else self.state.extend(*self.step)
 
 
-def draw(logq: Float[torch.Tensor, "rows vocabulary"], row: Int[torch.Tensor, " samples"],
-         uniform: Float[torch.Tensor, " samples"]) -> Int[torch.Tensor, " samples"]:
+def draw(
+    logq: Float[torch.Tensor, "rows vocabulary"],
+    row: Int[torch.Tensor, " samples"],
+    uniform: Float[torch.Tensor, " samples"],
+) -> Int[torch.Tensor, " samples"]:
     """Inverse-CDF samples: for sample i the first token v, in id order, with sum_{w <= v} q(w | row_i) > uniform_i."""
     logq, ids = _support(logq.cpu())
     cdf = logq.double().exp().cumsum(-1)
@@ -136,9 +147,13 @@ def _support(logq: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
 
 
 def greedy_continuations(
-    model: CausalLM, prefixes: Sequence[Sequence[int]], lengths: int | Sequence[int], *, batch: int | None = None,
+    model: CausalLM,
+    prefixes: Sequence[Sequence[int]],
+    lengths: int | Sequence[int],
+    *,
+    batch: int | None = None,
 ) -> Int32[np.ndarray, "records tokens"]:
-    """Greedy decoding, argmax token by token: the generation that the one pass makes unnecessary (its baseline, its twin).
+    """Greedy decoding, argmax token by token: the generation that the one pass makes unnecessary.
 
     Row i continues `prefixes[i]` by `lengths[i]` tokens; -1 is padding. Prefixes of equal length share a batch, so
     nothing is padded; end-of-text does not stop a row.
@@ -200,11 +215,13 @@ class NextLogQ:
 
 def rows_at_a_time(model: CausalLM, context: ContextCache, more_tokens: int) -> int:
     """How many rows to continue at once, so that neither their caches nor their logits outgrow memory."""
-    logits = LOGIT_BYTES.get(model.device.type, 128 << 20) // (4 * model.vocab_size)
+    logits = LOGIT_BYTES.get(model.device.type, 64 << 20) // (4 * model.vocab_size)
     return max(1, min(MOST_ROWS, context.rows_that_fit(more_tokens), logits))
 
 
 def check_room(model: CausalLM, tokens: int) -> None:
     if model.context_length is not None and tokens > model.context_length:
-        raise InputError(f"prefix and continuation have {tokens:,} tokens, but the model's context window holds"
-                         f" {model.context_length:,}; use a shorter suffix")
+        raise InputError(
+            f"prefix and continuation have {tokens:,} tokens, but the model's context window holds"
+            f" {model.context_length:,}; use a shorter suffix"
+        )

@@ -45,14 +45,19 @@ class GradientNorms:
 
 
 def gradient_norms(
-    model: CausalLM, records: RecordTable, *, order: float = 2.0, parameters: str | None = None,
-    split: Split | None = None, progress: Callable[[int, int], None] | None = None,
+    model: CausalLM,
+    records: RecordTable,
+    *,
+    order: float = 2.0,
+    parameters: str | None = None,
+    split: Split | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> GradientNorms:
     """||grad_theta L(x)||_p per record and parameter tensor, L(x) = -(1/T) sum_t log p(x_t | x_<t), in evaluation mode.
 
     `order` p is 1, 2 or inf. `parameters` is a regular expression searched for in tensor names (None: all); a subset
-    shortens the backward pass when it lies near the output. Weights, gradients and `requires_grad` of the model are left
-    as found. Norms are taken in float32 whatever the model's precision.
+    shortens the backward pass when it lies near the output. Weights, gradients and `requires_grad` of the model are
+    left as found. Norms are taken in float32 whatever the model's precision.
     Raises InputError for another order or a pattern that names no tensor; RoteError for a non-finite gradient.
     Source: Wang et al. 2024, arXiv 2402.17012 (gradient norm attack); Duan et al. 2024, arXiv 2402.07841.
     """
@@ -72,7 +77,9 @@ def gradient_norms(
                 # A tensor the loss does not depend on has gradient zero.
                 norms[done] = [float(collected.get(name, 0.0)) for name in chosen]
                 if not np.isfinite(norms[done]).all():
-                    raise RoteError(f"record row {sequence.index} gives a gradient that is not finite; try --dtype float32")
+                    raise RoteError(
+                        f"record row {sequence.index} gives a gradient that is not finite; try --dtype float32"
+                    )
                 done += 1
                 if progress:
                     progress(done, len(rows))
@@ -94,7 +101,9 @@ def _chosen(model: CausalLM, pattern: str | None) -> dict[str, torch.nn.Paramete
     except re.error as error:
         raise InputError(f"parameters: {pattern!r} is not a regular expression ({error})") from None
     if not found:
-        raise InputError(f"parameters: no tensor's name contains {pattern!r}; there is, for example, {next(iter(named))}")
+        raise InputError(
+            f"parameters: no tensor's name contains {pattern!r}; there is, for example, {next(iter(named))}"
+        )
     return found
 
 

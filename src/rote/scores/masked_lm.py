@@ -52,8 +52,9 @@ class MaskedLM:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                hf = AutoModelForMaskedLM.from_pretrained(path, use_safetensors=True, local_files_only=True,
-                                                          trust_remote_code=False, dtype=torch.float32)
+                hf = AutoModelForMaskedLM.from_pretrained(
+                    path, use_safetensors=True, local_files_only=True, trust_remote_code=False, dtype=torch.float32
+                )
                 tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         except (ValueError, OSError, KeyError, RuntimeError) as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -61,12 +62,18 @@ class MaskedLM:
         return cls(hf.to(device), tokenizer, name=path.resolve().name, fingerprint=checkpoint.fingerprint)
 
     def rewrite(self, text: str, count: int, rate: float, random: np.random.Generator) -> list[str]:
-        """`count` variants of `text`, each with a share `rate` of its word pieces replaced; [] when there is no word."""
+        """`count` variants of `text`, each with a share `rate` of its words replaced; [] for a text without words."""
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         ids = np.array(encoded["input_ids"], np.int64)
         spans = [_stripped(text, *offset) for offset in encoded["offset_mapping"]]
-        eligible = np.array([t for t, (start, end) in enumerate(spans)
-                             if any(map(str.isalnum, text[start:end])) and ids[t] not in self._special], np.int64)
+        eligible = np.array(
+            [
+                t
+                for t, (start, end) in enumerate(spans)
+                if any(map(str.isalnum, text[start:end])) and ids[t] not in self._special
+            ],
+            np.int64,
+        )
         if not len(eligible):
             return []
         gaps = max(1, round(rate * len(eligible)))
@@ -80,11 +87,14 @@ class MaskedLM:
                 part = rows[first : first + ROWS]
                 variant, gap = np.nonzero(inside[part])
                 positions = at[part[variant], gap]
-                new[part[variant], gap] = self._fill(ids[start : start + self.window], len(part), variant, positions - start,
-                                                     uniform[part[variant], gap])
+                new[part[variant], gap] = self._fill(
+                    ids[start : start + self.window], len(part), variant, positions - start, uniform[part[variant], gap]
+                )
         return [self._spliced(text, spans, positions, tokens) for positions, tokens in zip(at, new, strict=True)]
 
-    def _fill(self, ids: np.ndarray, variants: int, variant: np.ndarray, position: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+    def _fill(
+        self, ids: np.ndarray, variants: int, variant: np.ndarray, position: np.ndarray, uniform: np.ndarray
+    ) -> np.ndarray:
         """One token for each masked position, drawn from the masked model, never the word that was there."""
         inputs = np.tile(np.concatenate([self.before, ids, self.after]).astype(np.int64), (variants, 1))
         originals = ids[position]
@@ -94,11 +104,11 @@ class MaskedLM:
             batch = torch.from_numpy(inputs).to(device)
             logits = self.hf(input_ids=batch, attention_mask=torch.ones_like(batch)).logits
             logits = logits[torch.from_numpy(variant), torch.from_numpy(position + len(self.before))].float().cpu()
-        forbidden = self._shape[None] != self._shape[originals][:, None]
+        forbidden = (self._shape[None] != self._shape[originals][:, None]) | (self._shape == 0)[None]
         for row, original in enumerate(originals):
             forbidden[row, self._same_word[self._words[original]]] = True
         allowed = ~forbidden.all(1)
-        logits[torch.from_numpy(forbidden & allowed[:, None])] = -torch.inf
+        logits = logits.masked_fill(torch.from_numpy(forbidden & allowed[:, None]), -torch.inf)
         drawn = draw(logits.log_softmax(-1), torch.arange(len(logits)), torch.from_numpy(uniform)).numpy()
         return np.where(allowed, drawn, originals)
 
@@ -115,17 +125,22 @@ class MaskedLM:
 
     def _prepare_vocabulary(self, size: int) -> None:
         """Each token's text, and its shape: 0 unusable, 1 begins a word, 2 continues one. Like replaces like."""
-        names = self.tokenizer.convert_ids_to_tokens(list(range(min(size, len(self.tokenizer)))))
-        names += [None] * (size - len(names))
+        known = self.tokenizer.convert_ids_to_tokens(list(range(min(size, len(self.tokenizer)))))
+        names = [name or "" for name in known] + [""] * (size - len(known))
         self._special = set(self.tokenizer.all_special_ids)
-        marked = any(name and name.startswith(BEGINS) for name in names)
+        marked = any(name.startswith(BEGINS) for name in names)
         self._pieces, self._shape = [], np.zeros(size, np.int8)
         self._same_word: dict[str, list[int]] = defaultdict(list)
         for token, name in enumerate(names):
-            word = "" if name is None else self.tokenizer.decode([token]).strip().removeprefix(CONTINUES)
+            word = "" if not name else self.tokenizer.decode([token]).strip().removeprefix(CONTINUES)
             self._pieces.append(word)
             self._same_word[word.lower()].append(token)
-            if token not in self._special and any(map(str.isalnum, word)) and "\ufffd" not in word and len(word.split()) == 1:
+            if (
+                token not in self._special
+                and any(map(str.isalnum, word))
+                and "\ufffd" not in word
+                and len(word.split()) == 1
+            ):
                 continues = not name.startswith(BEGINS) if marked else name.startswith(CONTINUES)
                 self._shape[token] = 2 if continues else 1
         self._words = [word.lower() for word in self._pieces]

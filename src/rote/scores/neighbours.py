@@ -48,7 +48,7 @@ VERSION = 1  # raised when neighbours are made differently: caches of another ve
 
 @dataclass(frozen=True)
 class Neighbours:
-    """`items[i]` are the neighbours of record `index[i]`: texts (masked_lm) or token ids. `method` says who proposed."""
+    """`items[i]` are the neighbours of record `index[i]`: texts (masked_lm) or token ids."""
 
     index: Int[np.ndarray, " records"]
     items: list[list[str]] | list[list[list[int]]]
@@ -65,17 +65,26 @@ class NeighbourScores:
     scored: int  # different neighbours that went through the model
 
 
-def neighbour_scores(model: CausalLM, records: RecordTable, *, progress: Callable[[int, int], None] | None = None,
-                     **settings) -> NeighbourScores:
+def neighbour_scores(
+    model: CausalLM, records: RecordTable, *, progress: Callable[[int, int], None] | None = None, **settings
+) -> NeighbourScores:
     """Make the neighbours (`make_neighbours`, same `settings`) and score them with one pass."""
     found = make_neighbours(model, records, **settings)
     return score_neighbours(model, found, progress=progress)
 
 
 def make_neighbours(
-    model: CausalLM, records: RecordTable, *, count: int = 25, rate: float = 0.15, method: str | None = None,
-    masked_lm: str | Path | MaskedLM | None = None, control: RecordTable | None = None, seed: int = 0,
-    split: Split | None = None, cache: str | Path | None = None,
+    model: CausalLM,
+    records: RecordTable,
+    *,
+    count: int = 25,
+    rate: float = 0.15,
+    method: str | None = None,
+    masked_lm: str | Path | MaskedLM | None = None,
+    control: RecordTable | None = None,
+    seed: int = 0,
+    split: Split | None = None,
+    cache: str | Path | None = None,
 ) -> Neighbours:
     """`count` neighbours a record, each with a share `rate` of its replaceable tokens exchanged (at least one).
 
@@ -88,14 +97,24 @@ def make_neighbours(
     proposer = MaskedLM.load(masked_lm, device=str(model.device)) if isinstance(masked_lm, str | Path) else masked_lm
     unigrams = _unigram_counts(model, records, control) if method == "unigram" else None
     depends = {
-        "version": VERSION, "method": method, "count": count, "rate": rate, "seed": seed, "records": records.fingerprint,
-        "model": model.fingerprint, "bos": model.bos_id, "split": repr(split),
+        "version": VERSION,
+        "method": method,
+        "count": count,
+        "rate": rate,
+        "seed": seed,
+        "records": records.fingerprint,
+        "model": model.fingerprint,
+        "bos": model.bos_id,
+        "split": repr(split),
         "proposer": proposer.fingerprint if method == "masked_lm" and proposer else None,
         "unigrams": None if unigrams is None else hashlib.sha256(unigrams.tobytes()).hexdigest(),
     }
     file = None
     if cache is not None:
-        file = Path(cache) / f"neighbours-{hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:32]}.parquet"
+        file = (
+            Path(cache)
+            / f"neighbours-{hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:32]}.parquet"
+        )
         if (known := _read(file, method)) is not None:
             return known
     prepared = prepare(model, records, split)
@@ -107,10 +126,20 @@ def make_neighbours(
             random = np.random.default_rng(derive_seed(seed, "neighbours", ids[sequence.index].as_py()))
             if method == "masked_lm" and proposer is not None:
                 text = texts[sequence.index].as_py()
-                items.append(proposer.rewrite(model.decode(sequence.ids) if text is None else text, count, rate, random))
+                items.append(
+                    proposer.rewrite(model.decode(sequence.ids) if text is None else text, count, rate, random)
+                )
             elif unigrams is not None:
-                items.append(_swapped(sequence, range(len(sequence.ids)), count, rate, random,
-                                      lambda at, original, u: _unigram_draw(unigrams, original, u)))
+                items.append(
+                    _swapped(
+                        sequence,
+                        range(len(sequence.ids)),
+                        count,
+                        rate,
+                        random,
+                        lambda at, original, u: _unigram_draw(unigrams, original, u),
+                    )
+                )
             else:
                 items.append(_own_proposals(model, sequence, count, rate, random))
     found = Neighbours(rows, items, method)
@@ -119,8 +148,9 @@ def make_neighbours(
     return found
 
 
-def score_neighbours(model: CausalLM, neighbours: Neighbours, *,
-                     progress: Callable[[int, int], None] | None = None) -> NeighbourScores:
+def score_neighbours(
+    model: CausalLM, neighbours: Neighbours, *, progress: Callable[[int, int], None] | None = None
+) -> NeighbourScores:
     """L of every neighbour; equal ones are scored once. A neighbour beyond the context window is cut there."""
     content = "text" if neighbours.method == "masked_lm" else "token_ids"
     width = max(map(len, neighbours.items), default=0)
@@ -133,8 +163,9 @@ def score_neighbours(model: CausalLM, neighbours: Neighbours, *,
     means = np.full(len(different) + 1, np.nan)  # the last entry stands for an absent neighbour
     for start in range(0, len(different), SCORED_AT_ONCE):
         block = different[start : start + SCORED_AT_ONCE]
-        table = RecordTable.from_rows({"id": str(i), content: item if content == "text" else list(item)}
-                                      for i, item in enumerate(block))
+        table = RecordTable.from_rows(
+            {"id": str(i), content: item if content == "text" else list(item)} for i, item in enumerate(block)
+        )
         scores = score_in_memory(model, table, split=Split(long="truncate"))
         means[start + scores.index] = np.nanmean(scores.logp, axis=1)
         if progress:
@@ -145,7 +176,9 @@ def score_neighbours(model: CausalLM, neighbours: Neighbours, *,
 # --- proposals in token space ----------------------------------------------------------------------------------------
 
 
-def _swapped(sequence: Sequence, eligible, count: int, rate: float, random: np.random.Generator, propose) -> list[list[int]]:
+def _swapped(
+    sequence: Sequence, eligible, count: int, rate: float, random: np.random.Generator, propose
+) -> list[list[int]]:
     """Exchange chosen positions; `propose(positions, originals, uniforms)` gives the new tokens."""
     eligible = np.asarray(eligible, np.int64)
     if not len(eligible):
@@ -158,7 +191,9 @@ def _swapped(sequence: Sequence, eligible, count: int, rate: float, random: np.r
     return out.tolist()
 
 
-def _own_proposals(model: CausalLM, sequence: Sequence, count: int, rate: float, random: np.random.Generator) -> list[list[int]]:
+def _own_proposals(
+    model: CausalLM, sequence: Sequence, count: int, rate: float, random: np.random.Generator
+) -> list[list[int]]:
     """x~_t drawn from the model's p(. | x_<t) among its likeliest tokens, x_t itself excluded."""
     bos = [] if model.bos_id is None else [model.bos_id]
     ids = torch.tensor([[*bos, *sequence.ids]], device=model.device)
@@ -174,8 +209,7 @@ def _own_proposals(model: CausalLM, sequence: Sequence, count: int, rate: float,
             if not len(positions):
                 continue
             source = torch.from_numpy(positions - 1 + len(bos)).to(model.device)
-            logits = model.logits(hidden[source])
-            logits.scatter_(1, ids[0, source + 1][:, None], -torch.inf)
+            logits = model.logits(hidden[source]).scatter(1, ids[0, source + 1][:, None], -torch.inf)
             logq = next_logq(logits, scheme)
             new[here] = draw(logq, torch.from_numpy(row.reshape(-1)), torch.from_numpy(uniform[here])).numpy()
         return new
@@ -184,7 +218,9 @@ def _own_proposals(model: CausalLM, sequence: Sequence, count: int, rate: float,
     return _swapped(sequence, range(first, len(sequence.ids)), count, rate, random, propose)
 
 
-def _unigram_counts(model: CausalLM, records: RecordTable, control: RecordTable | None) -> Int[np.ndarray, " vocabulary"]:
+def _unigram_counts(
+    model: CausalLM, records: RecordTable, control: RecordTable | None
+) -> Int[np.ndarray, " vocabulary"]:
     table = control if control is not None else records.take(np.flatnonzero(records.is_control))
     if not len(table):
         raise InputError("unigram neighbours need control text: records known to be unseen, or --control")

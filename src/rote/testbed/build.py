@@ -1,9 +1,10 @@
 """Build a bed: corpus -> tokenizer -> decontaminated, packed stream + probes with randomized numbers of copies.
 
     bed/bed.json        settings, counts, fingerprints        bed/probes.jsonl        one row per probe, with its copies
-    bed/tokenizer/      byte-level BPE                         bed/biographies.jsonl   the fields of the personal records, if any
-    bed/stream.npy      packed clean stream, in training order bed/copies.jsonl        where each copy of "perturbed" stands
-    bed/background.npy  the documents, each ending in <|endoftext|>     bed/unseen.npy passages that no arm ever sees
+    bed/tokenizer/      byte-level BPE                         bed/biographies.jsonl   the fields of the personal
+    records, if any bed/stream.npy      packed clean stream, in training order bed/copies.jsonl        where each copy
+    of "perturbed" stands bed/background.npy  the documents, each ending in <|endoftext|>     bed/unseen.npy passages
+    that no arm ever sees
 
 Everything is a function of the settings, the corpus and the probe file. The directory appears whole or not at all.
 Knows nothing about models. The corpus is held in memory (4 bytes a token).
@@ -50,7 +51,8 @@ class BedSettings:
     passages: int = 480  # cut from held-out documents when no probe file is given
     passage_tokens: int = 32
     biographies: int = 0
-    unseen_passages: int = 400
+    unseen_tokens: int = 20_000  # of held-out documents, for the perplexity that copies must not spoil
+    corpus_tokens: int | None = None  # a random part of the corpus of about this size; None: all of it
     weights: Mapping[int, float] = field(default_factory=lambda: dict(HUBBLE_WEIGHTS))
     window: tuple[float, float] = (0.0, 1.0)
     mode: Mode = "splice"
@@ -64,7 +66,7 @@ class BedSettings:
         for name in ("sequence_tokens", "batch_size", "steps", "passage_tokens", "width", "layers", "heads"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}: it must be 1 or more")
-        for name in ("passages", "biographies", "unseen_passages"):
+        for name in ("passages", "biographies", "unseen_tokens"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} is {getattr(self, name)}: it must be 0 or more")
         if self.mode not in ("splice", "seq_start"):
@@ -99,7 +101,9 @@ class Bed:
         except json.JSONDecodeError as error:
             raise InputError(f"{path / 'bed.json'}, line {error.lineno}: not JSON; build the bed again") from None
         if manifest.get("schema_version") != BED_SCHEMA_VERSION:
-            raise InputError(f"{path}: bed version {manifest.get('schema_version')}, this Rote reads {BED_SCHEMA_VERSION}")
+            raise InputError(
+                f"{path}: bed version {manifest.get('schema_version')}, this Rote reads {BED_SCHEMA_VERSION}"
+            )
         return cls(path, manifest)
 
     @property
@@ -122,11 +126,11 @@ class Bed:
         return _read_rows(self.path / "probes.jsonl")
 
     @property
-    def duplicates(self) -> Int[np.ndarray, "records"]:
+    def duplicates(self) -> Int[np.ndarray, records]:
         return np.array([row["duplicates"] for row in self.probes], dtype=np.int64)
 
     @cached_property
-    def probe_tokens(self) -> list[Int[np.ndarray, "length"]]:
+    def probe_tokens(self) -> list[Int[np.ndarray, length]]:
         """Token ids of every probe, without end-of-text."""
         return encode(self.tokenizer, [row["text"] for row in self.probes])
 
@@ -137,8 +141,8 @@ class Bed:
         return [Biography(**row) for row in _read_rows(path)] if path.exists() else []
 
     @cached_property
-    def unseen(self) -> Int[np.ndarray, "passages tokens"]:
-        """Passages of held-out documents that are not probes: neither planted nor in the stream."""
+    def unseen(self) -> Int[np.ndarray, "sequences tokens"]:
+        """Packed held-out documents that hold no probe: neither planted nor in the stream."""
         return np.load(self.path / "unseen.npy")
 
     @property
@@ -180,8 +184,9 @@ class Bed:
         return stream, log
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[Int[np.ndarray, "length"]]:
-    """Token ids of texts, no special tokens added; a text that spells `<|endoftext|>` out is encoded as plain characters."""
+def encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[Int[np.ndarray, length]]:
+    """Token ids of texts, no special tokens added; a text that spells `<|endoftext|>` out is encoded as plain
+    characters."""
     backend = tokenizer.backend_tokenizer
     before = backend.encode_special_tokens
     backend.encode_special_tokens = True
@@ -191,15 +196,17 @@ def encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[Int
         backend.encode_special_tokens = before
 
 
-def with_end(tokens: Iterable[Int[np.ndarray, "length"]], eos_id: int) -> list[Int[np.ndarray, "length"]]:
+def with_end(tokens: Iterable[Int[np.ndarray, length]], eos_id: int) -> list[Int[np.ndarray, length]]:
     """Append end-of-text to every sequence: it belongs to the document."""
     return [np.append(ids, np.int32(eos_id)) for ids in tokens]
 
 
 def read_corpus(folder: str | Path) -> Iterator[tuple[str, str]]:
-    """(id, text) of every document below a folder: a .txt/.md/.rst file is one document, a .jsonl row with `text` is one.
+    """(id, text) of every document below a folder: a .txt/.md/.rst file is one document, a .jsonl row with `text` is
+    one.
 
-    Sorted by path. Raises: InputError for a missing folder, a file that is not UTF-8, or a row without `text` (file and line).
+    Sorted by path. Raises: InputError for a missing folder, a file that is not UTF-8, or a row without `text` (file and
+    line).
     """
     root = Path(folder)
     if not root.is_dir():
@@ -229,16 +236,17 @@ def _text_of(line: str, path: Path, number: int) -> str:
 
 
 def cut_passages(
-    documents: Sequence[Int[np.ndarray, "length"]],
+    documents: Sequence[Int[np.ndarray, length]],
     tokenizer: PreTrainedTokenizerFast,
     *,
     tokens: int,
     per_document: int | None = None,
-) -> list[tuple[int, int, Int[np.ndarray, "tokens"]]]:
-    """Non-overlapping passages of exactly `tokens` tokens from the start of each document: (document, first token, ids).
+) -> list[tuple[int, int, Int[np.ndarray, tokens]]]:
+    """Non-overlapping passages of exactly `tokens` tokens from the start of each document: (document, first token,
+    ids).
 
-    Every text is taken once, at most `per_document` from one document. Kept are those whose text is encoded to the same ids again,
-    so that text and tokens of a probe can never disagree.
+    Every text is taken once, at most `per_document` from one document. Kept are those whose text is encoded to the same
+    ids again, so that text and tokens of a probe can never disagree.
     """
     places = [
         (number, start)
@@ -246,7 +254,7 @@ def cut_passages(
         for start in range(0, len(document) - tokens + 1, tokens)[:per_document]
     ]
     pieces = [documents[number][start : start + tokens] for number, start in places]
-    again = encode(tokenizer, tokenizer.batch_decode(pieces)) if pieces else []
+    again = encode(tokenizer, tokenizer.batch_decode([piece.tolist() for piece in pieces])) if pieces else []
     seen: set[bytes] = set()
     kept = []
     for (number, start), piece, ids in zip(places, pieces, again, strict=True):
@@ -264,13 +272,16 @@ def build(
     probes: str | Path | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Bed:
-    """Build a bed in directory `out`; a bed of the same settings, corpus and probes that is already there is used as it is.
+    """Build a bed in directory `out`; a bed of the same settings, corpus and probes that is already there is used as it
+    is.
 
-    Without `probes`, passages are cut from documents held out of the corpus, re-drawn where the corpus contains them; with `probes`
-    (any record file with `text`), corpus documents that contain one are dropped. `biographies` in the settings adds personal records.
-    The numbers of copies are drawn at random: `duplicates` and `member` in a probe file are replaced.
+    Without `probes`, passages are cut from documents held out of the corpus, re-drawn where the corpus contains them;
+    with `probes` (any record file with `text`), corpus documents that contain one are dropped. `biographies` in the
+    settings adds personal records. The numbers of copies are drawn at random: `duplicates` and `member` in a probe file
+    are replaced.
 
-    Raises: InputError for bad input (see `read_corpus`, `plant`), RunMismatchError when `out` holds another bed or other files.
+    Raises: InputError for bad input (see `read_corpus`, `plant`), RunMismatchError when `out` holds another bed or
+        other files.
     """
     settings = settings or BedSettings()
     say = progress or (lambda text: None)
@@ -284,7 +295,8 @@ def build(
         raise InputError(f"corpus folder {corpus} holds no text (.txt, .md, .rst or .jsonl with `text`)")
     given = _given_probes(probes)
     request = _digest(
-        json.dumps(settings.to_json(), sort_keys=True), *(part for pair in documents for part in pair),
+        json.dumps(settings.to_json(), sort_keys=True),
+        *(part for pair in documents for part in pair),
         *(json.dumps(row, sort_keys=True, ensure_ascii=False) for row in given),
     )
     if (out / "bed.json").exists():
@@ -297,43 +309,46 @@ def build(
 
     rng = np.random.default_rng([settings.seed, 20])
     say("training the tokenizer")
-    from rote.models.tokenizers import train_bpe
+    from rote.models.tokenizers import END_OF_TEXT, train_bpe
 
     people = biographies(settings.biographies, seed=settings.seed) if settings.biographies else []
     # The tokenizer never sees the probes of one group more than another: it is trained on the corpus alone.
     tokenizer = train_bpe((text for _, text in documents), vocab_size=settings.vocab_size)
-    eos_id = int(tokenizer.eos_token_id)
+    eos_id = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
+    assert isinstance(eos_id, int)
     tokens = encode(tokenizer, [text for _, text in documents])
 
     say("choosing probes")
-    wanted = settings.unseen_passages + (0 if given else settings.passages)
-    held, cut = _hold_out(tokens, tokenizer, wanted, settings.passage_tokens, rng)
-    background = [ids for number, ids in enumerate(tokens) if number not in held]
-    rows = [dict(row) for row in given] + [{k: v for k, v in person.row().items() if k != "fields"} for person in people]
+    rows = [dict(row) for row in given] + [
+        {k: v for k, v in person.row().items() if k != "fields"} for person in people
+    ]
+    held, cut = _hold_out(tokens, tokenizer, 0 if given else settings.passages, settings.passage_tokens, rng)
+    rest = rng.permutation([number for number in range(len(tokens)) if number not in held]).tolist()
+    unseen = _take(rest, tokens, settings.unseen_tokens, largest=settings.unseen_tokens // 4)
+    chosen = _take(rest, tokens, settings.corpus_tokens)
+    background = [tokens[number] for number in sorted(chosen)]
     redrawn = 0
     if not given:
-        clean = find_overlaps(background, [piece for _, _, piece in cut])
-        contaminated = set(clean.contaminated)
+        contaminated = set(find_overlaps(background, [piece for _, _, piece in cut]).contaminated)
         redrawn = len(contaminated)
         cut = [piece for number, piece in enumerate(cut) if number not in contaminated]
         if len(cut) < settings.passages:
             raise InputError(
-                f"the corpus yields {len(cut)} clean passages of {settings.passage_tokens} tokens, {settings.passages} were asked "
-                "for: give more text or ask for fewer"
+                f"the corpus yields {len(cut)} clean passages of {settings.passage_tokens} tokens, {settings.passages} "
+                "were asked for: give more text or ask for fewer"
             )
         for number, (document, start, ids) in enumerate(cut[: settings.passages]):
             source = f"{documents[document][0]}:token {start}"
-            rows.append({"id": f"passage-{number:05d}", "text": tokenizer.decode(ids), "group": "passage", "source": source})
-        cut = cut[settings.passages :]
-    unseen = [ids for _, _, ids in cut[: settings.unseen_passages]]
+            text = tokenizer.decode(ids)
+            rows.append({"id": f"passage-{number:05d}", "text": text, "group": "passage", "source": source})
     if not rows:
         raise InputError("the bed has no probes: ask for passages or biographies, or give a probe file")
     probe_tokens = encode(tokenizer, [row["text"] for row in rows])
     for row, ids in zip(rows, probe_tokens, strict=True):
         if len(ids) + 1 > settings.sequence_tokens:
             raise InputError(
-                f"probe {row['id']} has {len(ids)} tokens; with end-of-text it needs sequences of {len(ids) + 1} tokens, "
-                f"they have {settings.sequence_tokens}: set sequence_tokens to at least {max(map(len, probe_tokens)) + 1}"
+                f"probe {row['id']} has {len(ids)} tokens and needs sequences of {len(ids) + 1} with end-of-text, they have "
+                f"{settings.sequence_tokens}: set sequence_tokens to at least {max(map(len, probe_tokens)) + 1}"
             )
     outcome = find_overlaps(background, probe_tokens)
     background = [background[number] for number in outcome.kept]
@@ -344,12 +359,21 @@ def build(
     say("packing the stream")
     documents_end = with_end(background, eos_id)
     stream = pack(
-        documents_end, sequences=settings.steps * settings.batch_size, width=settings.sequence_tokens, seed=settings.seed
+        documents_end,
+        sequences=settings.steps * settings.batch_size,
+        width=settings.sequence_tokens,
+        seed=settings.seed,
     )
     planted = stream.copy()
     log = plant(
-        planted, with_end(probe_tokens, eos_id), duplicates, eos_id=eos_id, batch_size=settings.batch_size,
-        window=settings.window, mode=settings.mode, seed=settings.seed,
+        planted,
+        with_end(probe_tokens, eos_id),
+        duplicates,
+        eos_id=eos_id,
+        batch_size=settings.batch_size,
+        window=settings.window,
+        mode=settings.mode,
+        seed=settings.seed,
     )
     corpus_tokens = sum(map(len, documents_end))
     manifest = {
@@ -360,7 +384,7 @@ def build(
         "corpus": "standard library" if corpus is None else Path(corpus).name,
         "eos_id": eos_id,
         "documents": len(background),
-        "documents_held_out": len(held),
+        "documents_held_out": len(held) + len(unseen),
         "documents_dropped": len(outcome.dropped),
         "probes_redrawn": redrawn,
         "probes_too_short_to_decontaminate": len(outcome.skipped),
@@ -374,14 +398,17 @@ def build(
         "level_counts": {str(level): int((duplicates == level).sum()) for level in sorted(set(duplicates.tolist()))},
     }
     say("writing the bed")
-    _write(out, manifest, tokenizer, stream, documents_end, rows, people, unseen, log, settings)
+    held_out = np.concatenate(with_end([tokens[number] for number in unseen], eos_id) or [np.zeros(0, np.int32)])
+    whole = len(held_out) // settings.sequence_tokens
+    packed = held_out[: whole * settings.sequence_tokens].reshape(whole, settings.sequence_tokens)
+    _write(out, manifest, tokenizer, stream, documents_end, rows, people, packed, log)
     return Bed.open(out)
 
 
 def _given_probes(path: str | Path | None) -> list[dict]:
     if path is None:
         return []
-    from rote.records.table import read_records
+    from rote.records.readers import read_records
 
     table = read_records(path)
     rows = []
@@ -389,16 +416,19 @@ def _given_probes(path: str | Path | None) -> list[dict]:
         *(table.column(name) for name in ("id", "text", "group", "source")), strict=True
     ):
         if text is None:
-            raise InputError(f"{source}: probe {identifier} has no `text`: a test bed trains its own tokenizer and needs text")
+            raise InputError(
+                f"{source}: probe {identifier} has no `text`: a test bed trains its own tokenizer and needs text"
+            )
         rows.append({"id": identifier, "text": text, "group": group, "source": source})
     return rows
 
 
 def _hold_out(tokens, tokenizer, wanted: int, length: int, rng) -> tuple[set[int], list]:
-    """Whole documents taken out of the corpus, and `wanted` passages (a quarter more, as a reserve) cut from them, shuffled.
+    """Whole documents taken out of the corpus, and `wanted` passages (a quarter more, as a reserve) cut from them,
+    shuffled.
 
-    One passage per document where the corpus has enough documents: a probe's sibling planted 256 times would otherwise teach the
-    model about the probe. Short documents go first: holding them out costs the corpus least.
+    One passage per document where the corpus has enough documents: a probe's sibling planted 256 times would otherwise
+    teach the model about the probe. Short documents go first: holding them out costs the corpus least.
     """
     if wanted == 0:
         return set(), []
@@ -415,12 +445,29 @@ def _hold_out(tokens, tokenizer, wanted: int, length: int, rng) -> tuple[set[int
             break
         held.append(number)
         have += 1 if single else int(sizes[number]) // length
-    cut = cut_passages([tokens[number] for number in held], tokenizer, tokens=length, per_document=1 if single else None)
+    cut = cut_passages(
+        [tokens[number] for number in held], tokenizer, tokens=length, per_document=1 if single else None
+    )
     cut = [(held[document], start, ids) for document, start, ids in cut]
     return set(held), [cut[i] for i in rng.permutation(len(cut)).tolist()]
 
 
-def _write(out: Path, manifest, tokenizer, stream, documents, rows, people, unseen, log, settings) -> None:
+def _take(order: list[int], tokens, wanted: int | None, *, largest: int | None = None) -> list[int]:
+    """Remove documents from the front of `order` until they hold `wanted` tokens (None: all); larger ones than
+    `largest` stay."""
+    taken, left, have = [], [], 0
+    for number in order:
+        size = len(tokens[number])
+        if (wanted is None or have < wanted) and (largest is None or size <= largest):
+            taken.append(number)
+            have += size
+        else:
+            left.append(number)
+    order[:] = left
+    return taken
+
+
+def _write(out: Path, manifest, tokenizer, stream, documents, rows, people, unseen, log) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.parent / f".{out.name}.tmp-{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -429,7 +476,7 @@ def _write(out: Path, manifest, tokenizer, stream, documents, rows, people, unse
         tokenizer.save_pretrained(temporary / "tokenizer")
         np.save(temporary / "stream.npy", stream)
         np.save(temporary / "background.npy", np.concatenate(documents).astype(np.int32))
-        np.save(temporary / "unseen.npy", np.array(unseen, dtype=np.int32).reshape(len(unseen), settings.passage_tokens))
+        np.save(temporary / "unseen.npy", unseen.astype(np.int32))
         _write_rows(temporary / "probes.jsonl", rows)
         if people:
             _write_rows(temporary / "biographies.jsonl", [asdict(person) for person in people])

@@ -36,7 +36,7 @@
     if (!base) return name;
     probe.style.color = `var(--${base})`;
     const value = getComputedStyle(probe).color;
-    return kind ? value.replace("rgb(", "rgba(").replace(")", kind === "band" ? ", 0.16)" : ", 0.5)") : value;
+    return kind ? value.replace("rgb(", "rgba(").replace(")", kind === "band" ? ", 0.14)" : ", 0.5)") : value;
   };
   const colored = (value, key) => {
     if (typeof value === "string") return key && key.toLowerCase().endsWith("color") ? color(value) : value;
