@@ -42,6 +42,7 @@ bench: setup
 	$(BIN)/python benchmarks/greedy_without_generating.py
 	$(BIN)/python benchmarks/memory.py
 
+docs: export NO_MKDOCS_2_WARNING = 1
 docs: setup
 	$(BIN)/mkdocs build --strict
 

@@ -36,8 +36,11 @@ def gpt2_small(vocab_size: int, device: str, dtype: torch.dtype):
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=vocab_size, n_layer=12, n_embd=768, n_head=12, n_positions=1024,
-                                       bos_token_id=0, eos_token_id=0))
+    model = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=vocab_size, n_layer=12, n_embd=768, n_head=12, n_positions=1024, bos_token_id=0, eos_token_id=0
+        )
+    )
     model.transformer.wte.weight.data.mul_(4)
     return model.to(device, dtype).eval()
 
@@ -64,7 +67,8 @@ def bare(model, sequences, groups, device) -> float:
         with torch.inference_mode():
             logits = model(input_ids=ids.to(device), use_cache=False).logits
             loss = torch.nn.functional.cross_entropy(
-                logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten().to(device), reduction="sum")
+                logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten().to(device), reduction="sum"
+            )
         total += float(loss)
     return total
 
@@ -76,8 +80,10 @@ def measure(vocab_size: int, options) -> dict:
     prepared = prepare(adapter, documents(vocab_size, options.tokens))
     rows = prepared.order
     sequences = prepared.sequences(rows)
-    scorers = {name: TokenScorer(adapter, [DecodingScheme.parse(text) for text in schemes], batch_tokens=options.batch_tokens)
-               for name, schemes in VARIANTS.items()}
+    scorers = {
+        name: TokenScorer(adapter, [DecodingScheme.parse(text) for text in schemes], batch_tokens=options.batch_tokens)
+        for name, schemes in VARIANTS.items()
+    }
     budget = next(iter(scorers.values())).batch_tokens
     groups = batches(np.array([len(sequence.ids) for sequence in sequences]), budget)
 
@@ -100,14 +106,20 @@ def measure(vocab_size: int, options) -> dict:
             times[name].append(clock(lambda scorer=scorer: scorer(prepared, rows)))
     # The same numbers? The audit's summed log-probability is minus the bare pass's summed cross-entropy.
     block = scorers["membership scores, greedy"](prepared, rows)
-    agreement = abs(float(np.nansum(block.logp.astype(np.float64))) + bare(model, sequences, groups, device)) / block.length.sum()
+    agreement = (
+        abs(float(np.nansum(block.logp.astype(np.float64))) + bare(model, sequences, groups, device))
+        / block.length.sum()
+    )
     least = {name: min(found) for name, found in times.items()}
     return {
-        "vocabulary": vocab_size, "tokens": prepared.tokens, "bare_seconds": least["bare"],
+        "vocabulary": vocab_size,
+        "tokens": prepared.tokens,
+        "bare_seconds": least["bare"],
         "bare_tokens_per_second": prepared.tokens / least["bare"],
         "ratios": {name: least[name] / least["bare"] for name in VARIANTS},
         "ratios_median": {name: float(np.median(times[name]) / np.median(times["bare"])) for name in VARIANTS},
-        "limits": LIMITS, "mean_difference_nats": agreement,
+        "limits": LIMITS,
+        "mean_difference_nats": agreement,
     }
 
 
@@ -120,8 +132,9 @@ def _memory(vocab_size: int, variant: str, options, answer) -> None:
         scorer = TokenScorer(adapter, batch_tokens=options.batch_tokens)
         bare(model, sequences, batches(np.array([len(s.ids) for s in sequences]), scorer.batch_tokens), "cpu")
     else:
-        TokenScorer(adapter, [DecodingScheme.parse(text) for text in VARIANTS[variant]],
-                    batch_tokens=options.batch_tokens)(prepared, prepared.order)
+        TokenScorer(
+            adapter, [DecodingScheme.parse(text) for text in VARIANTS[variant]], batch_tokens=options.batch_tokens
+        )(prepared, prepared.order)
     answer.put(peak_rss_mb())
 
 
@@ -155,11 +168,20 @@ def main() -> None:
         print(f"vocabulary {vocab_size:,}: bare {found['bare_tokens_per_second']:,.0f} tokens/s")
         for name, ratio in found["ratios"].items():
             verdict = "within" if ratio <= LIMITS[name] else "OVER"
-            print(f"  {name:42} {ratio:.3f} x bare (median {found['ratios_median'][name]:.3f}; {verdict} {LIMITS[name]})")
-        print(f"  difference from the bare loss: {found['mean_difference_nats']:.2e} nats a token; memory {found.get('peak_rss_mb')}")
-    report = {"machine": platform.processor() or platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__,
-              "device": torch.cuda.get_device_name() if options.device != "cpu" else "cpu", "dtype": options.dtype,
-              "results": results}
+            print(
+                f"  {name:42} {ratio:.3f} x bare (median {found['ratios_median'][name]:.3f}; {verdict} {LIMITS[name]})"
+            )
+        print(
+            f"  difference from the bare loss: {found['mean_difference_nats']:.2e} nats a token; memory {found.get('peak_rss_mb')}"
+        )
+    report = {
+        "machine": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name() if options.device != "cpu" else "cpu",
+        "dtype": options.dtype,
+        "results": results,
+    }
     if options.out:
         with open(options.out, "w") as file:
             json.dump(report, file, indent=1)

@@ -45,8 +45,14 @@ def tiny_config(family: str, vocab_size: int):
     """A small random configuration of one architecture family."""
     import transformers as hf
 
-    common = {"vocab_size": vocab_size, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-              "num_attention_heads": 4, "max_position_embeddings": 128}
+    common = {
+        "vocab_size": vocab_size,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 128,
+    }
     return {
         "gpt2": lambda: hf.GPT2Config(vocab_size=vocab_size, n_embd=32, n_layer=2, n_head=4, n_positions=128),
         "gpt_neox": lambda: hf.GPTNeoXConfig(**common),
@@ -55,8 +61,15 @@ def tiny_config(family: str, vocab_size: int):
         "qwen2": lambda: hf.Qwen2Config(**common, num_key_value_heads=2, tie_word_embeddings=True),
         "gemma2": lambda: hf.Gemma2Config(**common, num_key_value_heads=2, head_dim=8, final_logit_softcapping=5.0),
         "mistral": lambda: hf.MistralConfig(**common, num_key_value_heads=2, sliding_window=16),
-        "opt": lambda: hf.OPTConfig(vocab_size=vocab_size, hidden_size=32, ffn_dim=64, num_hidden_layers=2,
-                                    num_attention_heads=4, max_position_embeddings=128, word_embed_proj_dim=16),
+        "opt": lambda: hf.OPTConfig(
+            vocab_size=vocab_size,
+            hidden_size=32,
+            ffn_dim=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=128,
+            word_embed_proj_dim=16,
+        ),
         "granite": lambda: hf.GraniteConfig(**common, num_key_value_heads=2, logits_scaling=4.0),
     }[family]()
 

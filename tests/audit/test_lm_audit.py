@@ -18,8 +18,14 @@ SETTINGS = AuditSettings(schemes=("top_k=4", "top_p=0.9"), prefix=16, suffix=16)
 def run(memorizer, tmp_path_factory):
     model, targets, controls = memorizer
     out = tmp_path_factory.mktemp("audit") / "run"
-    found = audit_lm(model, read_records(targets), out, control=read_records(controls), settings=SETTINGS,
-                     command="rote audit lm ...")
+    found = audit_lm(
+        model,
+        read_records(targets),
+        out,
+        control=read_records(controls),
+        settings=SETTINGS,
+        command="rote audit lm ...",
+    )
     return out, found
 
 
@@ -43,7 +49,9 @@ def test_per_record_results_agree_with_the_findings_and_hold_no_contents(run, me
     out, found = run
     table = pq.read_table(out / "records.parquet").to_pydict()
     target = np.array(table["population"]) == "target"
-    assert one(found, "extraction.greedy_rate", population="target").value == pytest.approx(np.mean(np.array(table["greedy"])[target]))
+    assert one(found, "extraction.greedy_rate", population="target").value == pytest.approx(
+        np.mean(np.array(table["greedy"])[target])
+    )
     ceiling = np.mean(np.isfinite(np.array(table["log_pz:top_k=4"], float))[target])
     assert one(found, "extraction.ceiling", population="target", scheme="top_k=4").value == pytest.approx(ceiling)
     texts = [json.loads(line)["text"] for line in memorizer[1].read_text().splitlines()]
@@ -56,7 +64,9 @@ def test_reveal_shows_contents_and_masking_takes_them_away_again(run, memorizer)
     out, masked = run
     shown = remake(out, reveal=True)
     record = shown.exposed[0]
-    text = {json.loads(line)["id"]: json.loads(line)["text"] for line in memorizer[1].read_text().splitlines()}[record.id]
+    text = {json.loads(line)["id"]: json.loads(line)["text"] for line in memorizer[1].read_text().splitlines()}[
+        record.id
+    ]
     assert "".join(token.t for token in record.tokens) == text
     assert remake(out, reveal=False) == masked
 
@@ -82,7 +92,13 @@ def test_a_run_directory_is_never_mixed(run, memorizer):
     with pytest.raises(RunMismatchError, match="records changed"):
         audit_lm(model, read_records(targets), out, settings=SETTINGS)
     with pytest.raises(RunMismatchError, match="settings changed"):
-        audit_lm(model, read_records(targets), out, control=read_records(controls), settings=AuditSettings(schemes=("top_k=5",)))
+        audit_lm(
+            model,
+            read_records(targets),
+            out,
+            control=read_records(controls),
+            settings=AuditSettings(schemes=("top_k=5",)),
+        )
 
 
 def test_a_reference_model_and_the_training_corpus(memorizer, checkpoints, tmp_path):
@@ -90,11 +106,19 @@ def test_a_reference_model_and_the_training_corpus(memorizer, checkpoints, tmp_p
     corpus = tmp_path / "corpus"
     corpus.mkdir()
     rows = [json.loads(line) for line in targets.read_text().splitlines()]
-    (corpus / "part.jsonl").write_text("".join(json.dumps({"text": f"Before. {row['text']} After."}) + "\n"
-                                              for row in rows for _ in range(3)))
+    (corpus / "part.jsonl").write_text(
+        "".join(json.dumps({"text": f"Before. {row['text']} After."}) + "\n" for row in rows for _ in range(3))
+    )
     plain = RecordTable.from_rows({"id": row["id"], "text": row["text"]} for row in rows)
-    found = audit_lm(model, plain, tmp_path / "run", control=read_records(controls), references=[checkpoints("gpt2")],
-                     corpus=corpus, settings=SETTINGS)
+    found = audit_lm(
+        model,
+        plain,
+        tmp_path / "run",
+        control=read_records(controls),
+        references=[checkpoints("gpt2")],
+        corpus=corpus,
+        settings=SETTINGS,
+    )
     table = pq.read_table(tmp_path / "run" / "corpus.parquet").to_pydict()
     by_id = dict(zip(table["id"], table["copies"], strict=True))
     assert [by_id[row["id"]] for row in rows] == [3] * len(rows)
@@ -124,8 +148,13 @@ def test_targets_among_the_controls_are_called_out(memorizer, tmp_path):
 
 def test_randomized_membership_gives_a_privacy_bound(memorizer, tmp_path):
     model, targets, controls = memorizer
-    found = audit_lm(model, read_records(targets), tmp_path / "run", control=read_records(controls),
-                     settings=AuditSettings(**{**SETTINGS.__dict__, "randomized": True}))
+    found = audit_lm(
+        model,
+        read_records(targets),
+        tmp_path / "run",
+        control=read_records(controls),
+        settings=AuditSettings(**{**SETTINGS.__dict__, "randomized": True}),
+    )
     assert found.measure("privacy.epsilon_lower").values[0].value > 0
 
 
@@ -135,3 +164,31 @@ def test_controls_are_controls_whatever_their_rows_say():
     assert with_controls(targets, control).is_control.tolist() == [False, True]
     with pytest.raises(InputError, match="used before"):
         with_controls(targets, targets)
+
+
+def test_attacks_with_passes_of_their_own(memorizer, tmp_path):
+    model, targets, controls = memorizer
+    settings = AuditSettings(
+        **{
+            **SETTINGS.__dict__,
+            "neighbours": 4,
+            "shots": 2,
+            "attacks": ("lowercase", "recall", "con_recall", "neighbourhood", "gradient_norm"),
+        }
+    )
+    found = audit_lm(model, read_records(targets), tmp_path / "run", control=read_records(controls), settings=settings)
+    scores = {
+        value.dims["attack"]: value
+        for value in found.measure("membership.auroc").values
+        if "duplicates" not in value.dims
+    }
+    assert set(settings.attacks) <= set(scores)
+    n = scores["loss"].n
+    assert scores["recall"].n == scores["con_recall"].n == n - 4  # the shots are not judged
+    assert scores["neighbourhood"].n == scores["gradient_norm"].n == n
+    table = pq.read_table(tmp_path / "run" / "records.parquet").to_pydict()
+    means = {
+        row["id"]: row
+        for row in (dict(zip(table, values, strict=True)) for values in zip(*table.values(), strict=True))
+    }
+    assert sum(np.isnan(row["score:recall"]) for row in means.values()) == 4

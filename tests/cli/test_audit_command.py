@@ -11,7 +11,18 @@ from rote.cli.main import main
 @pytest.fixture(scope="module")
 def command(memorizer):
     model, targets, controls = memorizer
-    return ["audit", "lm", str(model), str(targets), "--control", str(controls), "--scheme", "top_k=4", "--prefix", "16"]
+    return [
+        "audit",
+        "lm",
+        str(model),
+        str(targets),
+        "--control",
+        str(controls),
+        "--scheme",
+        "top_k=4",
+        "--prefix",
+        "16",
+    ]
 
 
 def fails(capsys, arguments, *words, status=2):
@@ -35,7 +46,9 @@ def test_json_is_the_findings_and_nothing_else(command, tmp_path, capsys):
 
 def test_summary_gates_and_remaking_without_the_model(command, memorizer, tmp_path, capsys):
     run = tmp_path / "run"
-    assert main([*command, "-o", str(run), "--fail-if", "extraction.rate{queries=100,p=0.5,duplicates=40}.low>0.01"]) == 1
+    assert (
+        main([*command, "-o", str(run), "--fail-if", "extraction.rate{queries=100,p=0.5,duplicates=40}.low>0.01"]) == 1
+    )
     said = capsys.readouterr()
     assert "gate failed" in said.err
     assert str(run / "report.html") in said.out.replace("\n", "")
@@ -78,7 +91,9 @@ def test_checkpoints_that_cannot_be_used(command, memorizer, tmp_path, capsys):
     weights = half / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
     audit(half, "half-downloaded")
-    (half / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors"}}))
+    (half / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors"}})
+    )
     audit(half, "half-downloaded", "model-00001-of-00002")
     (half / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../evil.safetensors"}}))
     audit(half, "outside")
@@ -104,21 +119,24 @@ def test_a_tokenizer_of_another_model(memorizer, tmp_path, texts, capsys):
 LONG = " ".join(["word"] * 400)
 
 
-@pytest.mark.parametrize(("content", "options", "words"), [
-    ("", (), ("no record",)),
-    ('{"text": "fine text here"}\nnot json\n', (), ("line 2", "not valid JSON")),
-    ('{"body": "fine text here"}\n', (), ("line 1", "text", "body")),
-    ('{"id": "a", "text": "fine text here"}\n{"id": "a", "text": "other text here"}\n', (), ("used before",)),
-    ('{"text": "\\ud800 lone surrogate"}\n', (), ("line 1", "surrogate")),
-    (json.dumps({"text": LONG}), (), ("context window", "--long truncate")),
-    (json.dumps({"text": "x" * 1_000_000}), (), ("context window",)),
-    ('{"id": "short", "text": "Return the sum."}\n', ("--prefix", "50"), ("short", "prefix of 50")),
-    ('{"text": "fine text here"}\n', ("--scheme", "topk=4"), ("did you mean top_k",)),
-    ('{"text": "fine text here"}\n', ("--attack", "recal"), ("did you mean recall",)),
-    ('{"text": "fine text here"}\n', ("--device", "cuda:9"), ("cuda",)),
-    ('{"text": "fine text here"}\n', ("--dtype", "float8"), ("float8",)),
-    ('{"token_ids": [1, 2, 99999]}\n', (), ("99999", "another tokenizer")),
-])
+@pytest.mark.parametrize(
+    ("content", "options", "words"),
+    [
+        ("", (), ("no record",)),
+        ('{"text": "fine text here"}\nnot json\n', (), ("line 2", "not valid JSON")),
+        ('{"body": "fine text here"}\n', (), ("line 1", "text", "body")),
+        ('{"id": "a", "text": "fine text here"}\n{"id": "a", "text": "other text here"}\n', (), ("used before",)),
+        ('{"text": "\\ud800 lone surrogate"}\n', (), ("line 1", "surrogate")),
+        (json.dumps({"text": LONG}), (), ("context window", "--long truncate")),
+        (json.dumps({"text": "x" * 1_000_000}), (), ("context window",)),
+        ('{"id": "short", "text": "Return the sum."}\n', ("--prefix", "50"), ("short", "prefix of 50")),
+        ('{"text": "fine text here"}\n', ("--scheme", "topk=4"), ("did you mean top_k",)),
+        ('{"text": "fine text here"}\n', ("--attack", "recal"), ("did you mean recall",)),
+        ('{"text": "fine text here"}\n', ("--device", "cuda:9"), ("cuda",)),
+        ('{"text": "fine text here"}\n', ("--dtype", "float8"), ("float8",)),
+        ('{"token_ids": [1, 2, 99999]}\n', (), ("99999", "another tokenizer")),
+    ],
+)
 def test_bad_records_and_settings(memorizer, tmp_path, capsys, content, options, words):
     file = tmp_path / "records.jsonl"
     file.write_text(content)
@@ -127,8 +145,14 @@ def test_bad_records_and_settings(memorizer, tmp_path, capsys, content, options,
 
 
 def test_strange_but_legal_text_is_scored_and_escaped(memorizer, tmp_path, capsys):
-    rows = [{"id": "<script>alert(1)</script>", "text": "a NUL \x00 inside, a \u202eright-to-left\u202c mark, <b>tags</b> and 日本語."},
-            {"id": "one", "text": "x"}, {"id": "plain", "text": "Return the sum of a list of numbers."}]
+    rows = [
+        {
+            "id": "<script>alert(1)</script>",
+            "text": "a NUL \x00 inside, a \u202eright-to-left\u202c mark, <b>tags</b> and 日本語.",
+        },
+        {"id": "one", "text": "x"},
+        {"id": "plain", "text": "Return the sum of a list of numbers."},
+    ]
     file = tmp_path / "records.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert main(["audit", "lm", str(memorizer[0]), str(file), "-o", str(tmp_path / "run"), "--reveal", "-q"]) == 0
@@ -142,7 +166,10 @@ def test_strange_but_legal_text_is_scored_and_escaped(memorizer, tmp_path, capsy
 def test_truncation_when_asked_for_is_counted(memorizer, tmp_path):
     file = tmp_path / "records.jsonl"
     file.write_text(json.dumps({"text": LONG}))
-    assert main(["audit", "lm", str(memorizer[0]), str(file), "-o", str(tmp_path / "run"), "--long", "truncate", "-q"]) == 0
+    assert (
+        main(["audit", "lm", str(memorizer[0]), str(file), "-o", str(tmp_path / "run"), "--long", "truncate", "-q"])
+        == 0
+    )
     guards = json.loads((tmp_path / "run" / "findings.json").read_text())["guards"]
     assert "1 records were longer" in next(guard for guard in guards if guard["name"] == "truncated")["message"]
 

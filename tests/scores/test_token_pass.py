@@ -5,18 +5,29 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from tests.conftest import FAMILIES
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from rote.models import CausalLM
 from rote.records.table import RecordTable
 from rote.scores import DecodingScheme, score_in_memory
 from rote.scores.sequences import Split
-from tests.conftest import FAMILIES
 
 SCHEMES = [
-    "sample", "temperature=0.7", "top_k=5", "top_k=1", "top_p=0.6", "temperature=1.3,top_p=0.9", "min_p=0.1", "typical_p=0.5",
-    "temperature=0.7,top_k=10,top_p=0.8", "top_k=12,min_p=0.05,typical_p=0.7", "epsilon_cutoff=0.01", "eta_cutoff=0.02",
-    "repetition_penalty=1.4", "repetition_penalty=1.4,temperature=0.8,top_k=7,top_p=0.9",
+    "sample",
+    "temperature=0.7",
+    "top_k=5",
+    "top_k=1",
+    "top_p=0.6",
+    "temperature=1.3,top_p=0.9",
+    "min_p=0.1",
+    "typical_p=0.5",
+    "temperature=0.7,top_k=10,top_p=0.8",
+    "top_k=12,min_p=0.05,typical_p=0.7",
+    "epsilon_cutoff=0.01",
+    "eta_cutoff=0.02",
+    "repetition_penalty=1.4",
+    "repetition_penalty=1.4,temperature=0.8,top_k=7,top_p=0.9",
 ]
 
 
@@ -26,8 +37,10 @@ def by_hand(model, ids, scheme: DecodingScheme):
     processors = model._get_logits_processor(config, input_ids_seq_length=1, model_kwargs={})
     with torch.no_grad():
         logits = model(torch.tensor([ids])).logits[0].float()
-    rows = [processors(torch.tensor([ids[: t + 1]]), logits[t : t + 1].clone())[0].log_softmax(-1)[ids[t + 1]]
-            for t in range(len(ids) - 1)]
+    rows = [
+        processors(torch.tensor([ids[: t + 1]]), logits[t : t + 1].clone())[0].log_softmax(-1)[ids[t + 1]]
+        for t in range(len(ids) - 1)
+    ]
     return np.array([float(row) for row in rows])
 
 
@@ -50,7 +63,9 @@ def test_every_family_agrees_with_its_own_logits(family, checkpoints, texts):
             assert scores.logp[row, t] == pytest.approx(float(before[ids[t]]), abs=2e-5)
             assert scores.rank[row, t] == 1 + int((before > before[ids[t]]).sum())
             assert scores.entropy[row, t] == pytest.approx(float(-(p * before).sum()), abs=2e-5)
-            assert scores.std[row, t] == pytest.approx(float(((p * before**2).sum() - (p * before).sum() ** 2).sqrt()), abs=1e-4)
+            assert scores.std[row, t] == pytest.approx(
+                float(((p * before**2).sum() - (p * before).sum() ** 2).sqrt()), abs=1e-4
+            )
             assert scores.greedy[row, t] == (int(before.argmax()) == ids[t])
 
 
@@ -69,14 +84,17 @@ def test_every_scheme_is_what_generate_samples_from(checkpoints, texts):
         assert (np.isneginf(mine) == np.isneginf(expected)).all(), scheme.name
 
 
-@pytest.mark.parametrize("scheme", ["sample", "temperature=0.7", "top_k=2", "top_p=0.6", "temperature=0.7,top_k=3,top_p=0.8", "top_k=1"])
+@pytest.mark.parametrize(
+    "scheme", ["sample", "temperature=0.7", "top_k=2", "top_p=0.6", "temperature=0.7,top_k=3,top_p=0.8", "top_k=1"]
+)
 def test_probabilities_of_all_suffixes_sum_to_one(scheme):
     """V = 5, three suffix tokens: the 125 p_z are a distribution under every scheme (the strongest single test)."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(3)
-    model = CausalLM(GPT2LMHeadModel(GPT2Config(vocab_size=5, n_embd=16, n_layer=1, n_head=2, n_positions=16,
-                                                initializer_range=0.7)))
+    model = CausalLM(
+        GPT2LMHeadModel(GPT2Config(vocab_size=5, n_embd=16, n_layer=1, n_head=2, n_positions=16, initializer_range=0.7))
+    )
     rows = [{"token_ids": [1, 3, *suffix], "prefix_tokens": 2} for suffix in itertools.product(range(5), repeat=3)]
     parsed = DecodingScheme.parse(scheme)
     scores = score_in_memory(model, RecordTable.from_rows(rows), schemes=[parsed])
@@ -113,8 +131,10 @@ def test_prefix_and_suffix_are_cut_from_the_whole_text_not_tokenised_apart(check
     from rote.scores import prepare
 
     model = CausalLM.load(checkpoints("gpt2"))
-    rows = [{"id": "clean", "prefix": "The quick brown fox", "suffix": " jumps over the lazy dog"},
-            {"id": "merged", "prefix": "The quick brown f", "suffix": "ox jumps over the lazy dog"}]
+    rows = [
+        {"id": "clean", "prefix": "The quick brown fox", "suffix": " jumps over the lazy dog"},
+        {"id": "merged", "prefix": "The quick brown f", "suffix": "ox jumps over the lazy dog"},
+    ]
     prepared = prepare(model, RecordTable.from_rows(rows))
     whole = model.encode(["The quick brown fox jumps over the lazy dog"])[0]
     clean, merged = prepared.sequences(np.arange(2))

@@ -6,7 +6,6 @@ __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
         "AuditSettings": "rote.audit.settings",
-        "LMAudit": "rote.audit.lm",
         "audit_lm": "rote.audit.lm",
         "remake": "rote.audit.lm",
         "Estimate": "rote.audit.lm",

@@ -13,6 +13,7 @@ import pyarrow as pa
 from jaxtyping import Bool, Float, Int
 
 from rote.measures import extraction, membership
+from rote.measures.catalog import ATTACKS
 from rote.measures.strings import longest_run
 from rote.records.table import RecordTable
 from rote.scores.table import TokenScores
@@ -23,7 +24,8 @@ class Evidence:
     """Per scored record, in the order of the record table (all vectors have one entry a record).
 
     row: row in the record table. control: known to be unseen. duplicates: copies in training, NaN when unknown.
-    log_pz: {scheme: log p_z}. attacks: {attack: membership score, larger = more member-like}. total_logp: sum of log p
+    log_pz: {scheme: log p_z}. attacks: {attack: membership score, larger = more member-like; NaN for records that the attack
+    cannot judge, such as those it used as shots}. total_logp: sum of log p
     over the suffix under the plain model. loss: -L(x), nats per token.
     """
 
@@ -58,9 +60,14 @@ class Evidence:
             "population": pa.array(np.where(self.control, "control", "target").tolist()),
             "duplicates": pa.array(self.duplicates, from_pandas=True),
             "group": pa.array(self.group.tolist(), pa.string()),
-            "tokens": pa.array(self.tokens), "prefix": pa.array(self.prefix), "suffix": pa.array(self.suffix),
-            "loss": pa.array(self.loss), "greedy": pa.array(self.greedy), "strength": pa.array(self.strength),
-            "longest_run": pa.array(self.longest_run), "accuracy": pa.array(self.accuracy),
+            "tokens": pa.array(self.tokens),
+            "prefix": pa.array(self.prefix),
+            "suffix": pa.array(self.suffix),
+            "loss": pa.array(self.loss),
+            "greedy": pa.array(self.greedy),
+            "strength": pa.array(self.strength),
+            "longest_run": pa.array(self.longest_run),
+            "accuracy": pa.array(self.accuracy),
         }
         columns |= {f"log_pz:{name}": pa.array(values) for name, values in self.log_pz.items()}
         columns |= {f"score:{name}": pa.array(values) for name, values in self.attacks.items()}
@@ -68,8 +75,12 @@ class Evidence:
 
 
 def collect(
-    store: Iterable[TokenScores], records: RecordTable, *, schemes: Iterable[str],
-    extra: Mapping[str, Mapping[int, float]] | None = None, unigram_counts: Int[np.ndarray, " vocabulary"] | None = None,
+    store: Iterable[TokenScores],
+    records: RecordTable,
+    *,
+    schemes: Iterable[str],
+    extra: Mapping[str, Mapping[int, float]] | None = None,
+    unigram_counts: Int[np.ndarray, " vocabulary"] | None = None,
 ) -> Evidence:
     """One row a record from the shards of `store`.
 
@@ -92,8 +103,13 @@ def collect(
         seen[rows] = True
         predicted = ~np.isnan(shard.logp)
         part = records.take(rows)
-        inputs = {"logp": shard.logp, "entropy": shard.entropy, "std": shard.std, "token_ids": shard.token_ids,
-                  "unigram_counts": unigram_counts}
+        inputs = {
+            "logp": shard.logp,
+            "entropy": shard.entropy,
+            "std": shard.std,
+            "token_ids": shard.token_ids,
+            "unigram_counts": unigram_counts,
+        }
         texts = part.column("text")
         if all(text is not None for text in texts):
             inputs["zlib_bytes"] = membership.zlib_bytes(texts)
@@ -111,22 +127,33 @@ def collect(
         for name in schemes:
             log_pz[name][rows] = extraction.log_pz(shard.schemes[name], shard.prefix, shard.suffix)
     rows = np.flatnonzero(seen)
-    if extra:
-        mean_logp = -whole["loss"][rows][:, None]
-        inputs = {"logp": mean_logp} | {name: _column(values, rows) for name, values in extra.items()}
-        wanted = _attacks_that_use(set(extra), set(inputs))
-        for name, values in membership.battery(inputs, attacks=wanted).items():
+    for name in _attacks_that_use(set(extra or ())):
+        assert extra is not None
+        used = [extra[need] for need in ATTACKS[name].needs if need in extra]
+        have = np.array([row for row in rows if all(int(row) in values for values in used)], int)
+        if len(have):
+            inputs = {need: _column(extra[need], have) for need in ATTACKS[name].needs if need in extra}
+            inputs.setdefault("logp", -whole["loss"][have][:, None])
             attacks[name] = np.full(n, np.nan)
-            attacks[name][rows] = values
+            attacks[name][have] = membership.battery(inputs, attacks=[name])[name]
     duplicates = np.array([np.nan if value is None else value for value in records.column("duplicates")], float)
     return Evidence(
-        ids=np.array(records.column("id"), dtype=object)[rows], row=rows, control=records.is_control[rows],
-        duplicates=duplicates[rows], group=np.array(records.column("group"), dtype=object)[rows],
-        tokens=counts["tokens"][rows], prefix=counts["prefix"][rows], suffix=counts["suffix"][rows],
-        loss=whole["loss"][rows], total_logp=whole["total_logp"][rows], greedy=greedy[rows],
-        strength=whole["strength"][rows], longest_run=counts["longest_run"][rows], accuracy=whole["accuracy"][rows],
+        ids=np.array(records.column("id"), dtype=object)[rows],
+        row=rows,
+        control=records.is_control[rows],
+        duplicates=duplicates[rows],
+        group=np.array(records.column("group"), dtype=object)[rows],
+        tokens=counts["tokens"][rows],
+        prefix=counts["prefix"][rows],
+        suffix=counts["suffix"][rows],
+        loss=whole["loss"][rows],
+        total_logp=whole["total_logp"][rows],
+        greedy=greedy[rows],
+        strength=whole["strength"][rows],
+        longest_run=counts["longest_run"][rows],
+        accuracy=whole["accuracy"][rows],
         log_pz={name: values[rows] for name, values in log_pz.items()},
-        attacks={name: values[rows] for name, values in attacks.items() if not np.isnan(values[rows]).any()},
+        attacks={name: values[rows] for name, values in attacks.items() if not np.isnan(values[rows]).all()},
     )
 
 
@@ -145,8 +172,10 @@ def _column(values: Mapping[int, float], rows: np.ndarray) -> np.ndarray:
     return found if found.ndim == 2 else found[:, None]
 
 
-def _attacks_that_use(extra: set[str], inputs: set[str]) -> list[str]:
-    from rote.measures.catalog import ATTACKS
-
-    return [name for name, info in ATTACKS.items()
-            if info.module == "rote.measures.membership" and set(info.needs) <= inputs and set(info.needs) & extra]
+def _attacks_that_use(extra: set[str]) -> list[str]:
+    """Membership attacks whose needs are met by `extra` and the pass itself, and that need something of `extra`."""
+    return [
+        name
+        for name, info in ATTACKS.items()
+        if info.module == "rote.measures.membership" and set(info.needs) <= extra | {"logp"} and set(info.needs) & extra
+    ]

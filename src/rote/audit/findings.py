@@ -39,9 +39,15 @@ def measures(evidence: Evidence, settings: AuditSettings) -> list[dict]:
     for population, chosen in populations(evidence):
         for scheme, log_pz in evidence.log_pz.items():
             _extraction(add, log_pz[chosen], scheme, population, settings)
-        add("extraction.greedy_rate", proportion(int(evidence.greedy[chosen].sum()), int(chosen.sum()),
-                                                 confidence=settings.confidence), population=population)
-        for name, values in (("extraction.strength", evidence.strength), ("extraction.longest_run", evidence.longest_run)):
+        add(
+            "extraction.greedy_rate",
+            proportion(int(evidence.greedy[chosen].sum()), int(chosen.sum()), confidence=settings.confidence),
+            population=population,
+        )
+        for name, values in (
+            ("extraction.strength", evidence.strength),
+            ("extraction.longest_run", evidence.longest_run),
+        ):
             add(name, _mean(values[chosen], settings), population=population)
     for level, chosen in levels:
         _dose(add, evidence, chosen, level, settings)
@@ -86,36 +92,64 @@ def _extraction(add, log_pz: np.ndarray, scheme: str, population: str, settings:
     label = percent_label("Clopper-Pearson", settings.confidence)
     for i, queries in enumerate(settings.queries):
         for j, p in enumerate(settings.levels):
-            add("extraction.rate", Estimate(surface[i, j], float(low[i, j]), float(high[i, j]), n, label),
-                population=population, scheme=scheme, queries=queries, p=p)
+            add(
+                "extraction.rate",
+                Estimate(surface[i, j], float(low[i, j]), float(high[i, j]), n, label),
+                population=population,
+                scheme=scheme,
+                queries=queries,
+                p=p,
+            )
     reachable = int(np.sum(~np.isneginf(log_pz)))
-    add("extraction.ceiling", proportion(reachable, n, confidence=settings.confidence), population=population, scheme=scheme)
+    add(
+        "extraction.ceiling",
+        proportion(reachable, n, confidence=settings.confidence),
+        population=population,
+        scheme=scheme,
+    )
     for p in settings.levels:
         needed = extraction.queries_needed(log_pz, p)
         value, low_, high_ = _median_with_interval(needed, settings.confidence)
-        add("extraction.queries", Estimate(value, low_, high_, n, percent_label("order statistics", settings.confidence)),
-            population=population, scheme=scheme, p=p)
+        add(
+            "extraction.queries",
+            Estimate(value, low_, high_, n, percent_label("order statistics", settings.confidence)),
+            population=population,
+            scheme=scheme,
+            p=p,
+        )
 
 
 def _dose(add, evidence: Evidence, chosen: np.ndarray, level: float, settings: AuditSettings) -> None:
     add("dose.loss", _mean(evidence.loss[chosen], settings), duplicates=level)
     for scheme, log_pz in evidence.log_pz.items():
         value, low, high = _median_with_interval(log_pz[chosen], settings.confidence)
-        add("dose.log_pz", Estimate(value, low, high, int(chosen.sum()),
-                                    percent_label("order statistics", settings.confidence)),
-            duplicates=level, scheme=scheme)
+        add(
+            "dose.log_pz",
+            Estimate(value, low, high, int(chosen.sum()), percent_label("order statistics", settings.confidence)),
+            duplicates=level,
+            scheme=scheme,
+        )
         hits = int(extraction.extractable(log_pz[chosen], settings.headline_queries, 0.5).sum())
-        add("extraction.rate", proportion(hits, int(chosen.sum()), confidence=settings.confidence), population="target",
-            scheme=scheme, queries=settings.headline_queries, p=0.5, duplicates=level)
+        add(
+            "extraction.rate",
+            proportion(hits, int(chosen.sum()), confidence=settings.confidence),
+            population="target",
+            scheme=scheme,
+            queries=settings.headline_queries,
+            p=0.5,
+            duplicates=level,
+        )
 
 
 def _membership(add, evidence: Evidence, levels: list, settings: AuditSettings) -> None:
     groups = [(None, evidence.target), *levels]
     for attack, scores in evidence.attacks.items():
-        unseen = scores[evidence.control]
-        for level, chosen in groups:
+        judged = ~np.isnan(scores)
+        unseen = scores[evidence.control & judged]
+        for level, members in groups:
             dims = {"attack": attack} | ({} if level is None else {"duplicates": level})
-            if chosen.sum() < MIN_LEVEL:
+            chosen = members & judged
+            if chosen.sum() < MIN_LEVEL or not len(unseen):
                 continue
             add("membership.auroc", delong(scores[chosen], unseen, confidence=settings.confidence), **dims)
             if level is not None:
@@ -131,49 +165,71 @@ def _exposure(add, evidence: Evidence, levels: list, settings: AuditSettings) ->
     unseen = -evidence.loss[evidence.control]
     space = math.log2(len(unseen) + 1)
     for level, chosen in levels or [(None, evidence.target)]:
-        bits = exposure_by_sampling(-evidence.loss[chosen], unseen, log2_space=space, confidence=settings.confidence).bits
+        bits = exposure_by_sampling(
+            -evidence.loss[chosen], unseen, log2_space=space, confidence=settings.confidence
+        ).bits
         add("exposure.bits", _mean(bits, settings), **({} if level is None else {"duplicates": level}))
 
 
 def _privacy(add, evidence: Evidence, settings: AuditSettings) -> None:
     found = one_run_audit(evidence.attacks["loss"], evidence.target, delta=0.0, confidence=settings.confidence)
-    add("privacy.epsilon_lower",
+    add(
+        "privacy.epsilon_lower",
         Estimate(found.epsilon, found.epsilon, math.nan, found.m, f"one-sided {settings.confidence:.0%}"),
-        delta=0.0, guesses=found.guesses, correct=found.correct)
+        delta=0.0,
+        guesses=found.guesses,
+        correct=found.correct,
+    )
 
 
 def series(evidence: Evidence, settings: AuditSettings, values: list[dict]) -> dict:
     """Plot data, already aggregated: its size does not depend on the number of records."""
     by_name = {measure["name"]: measure["values"] for measure in values}
-    survival = [_only(row, "population", "scheme", "queries", "p", "low", "high", "n") | {"rate": row["value"]}
-                for row in by_name["extraction.rate"] if "duplicates" not in row]
+    survival = [
+        _only(row, "population", "scheme", "queries", "p", "low", "high", "n") | {"rate": row["value"]}
+        for row in by_name["extraction.rate"]
+        if "duplicates" not in row
+    ]
     histogram = []
     for population, chosen in populations(evidence):
         for scheme, log_pz in evidence.log_pz.items():
             powers = log_pz[chosen] / math.log(10)
             finite = powers[np.isfinite(powers)]
             counts, edges = np.histogram(np.clip(finite, HISTOGRAM_BINS[0], -1e-9), HISTOGRAM_BINS)
-            rows = [(float(left), float(right), int(count))
-                    for left, right, count in zip(edges[:-1], edges[1:], counts, strict=True) if count]
+            rows = [
+                (float(left), float(right), int(count))
+                for left, right, count in zip(edges[:-1], edges[1:], counts, strict=True)
+                if count
+            ]
             if len(finite) < len(powers):
                 rows.append((None, None, int(len(powers) - len(finite))))
-            histogram += [{"population": population, "scheme": scheme, "left": left, "right": right, "count": count}
-                          for left, right, count in rows]
+            histogram += [
+                {"population": population, "scheme": scheme, "left": left, "right": right, "count": count}
+                for left, right, count in rows
+            ]
     dose = []
     for name in ("dose.loss", "dose.log_pz"):
-        dose += [_only(row, "duplicates", "value", "low", "high", "n", "scheme") | {"measure": name, "population": "target"}
-                 for row in by_name.get(name, [])]
-    dose += [_only(row, "duplicates", "value", "low", "high", "n", "scheme")
-             | {"measure": "extraction.rate", "population": "target"}
-             for row in by_name["extraction.rate"] if "duplicates" in row]
+        dose += [
+            _only(row, "duplicates", "value", "low", "high", "n", "scheme") | {"measure": name, "population": "target"}
+            for row in by_name.get(name, [])
+        ]
+    dose += [
+        _only(row, "duplicates", "value", "low", "high", "n", "scheme")
+        | {"measure": "extraction.rate", "population": "target"}
+        for row in by_name["extraction.rate"]
+        if "duplicates" in row
+    ]
     if dose and has_controls(evidence):
         dose += _control_dose(evidence, settings)
     roc = []
     if has_controls(evidence):
         for attack, scores in evidence.attacks.items():
-            curve = roc_points(scores[evidence.target], scores[evidence.control])
-            roc += [{"attack": attack, "fpr": float(fpr), "tpr": float(tpr)}
-                    for fpr, tpr in zip(curve.fpr, curve.tpr, strict=True)]
+            judged = ~np.isnan(scores)
+            curve = roc_points(scores[evidence.target & judged], scores[evidence.control & judged])
+            roc += [
+                {"attack": attack, "fpr": float(fpr), "tpr": float(tpr)}
+                for fpr, tpr in zip(curve.fpr, curve.tpr, strict=True)
+            ]
     return {"survival": survival, "log_pz_histogram": histogram, "dose": dose, "roc": roc}
 
 
@@ -182,8 +238,10 @@ def _control_dose(evidence: Evidence, settings: AuditSettings) -> list[dict]:
 
     def add(name: str, estimate: Estimate | None, **dims: Any) -> None:
         if estimate is not None and name in ("dose.loss", "dose.log_pz", "extraction.rate"):
-            rows.append(_only(value_of(estimate) | dims, "value", "low", "high", "n", "scheme", "duplicates")
-                        | {"measure": name, "population": "control"})
+            rows.append(
+                _only(value_of(estimate) | dims, "value", "low", "high", "n", "scheme", "duplicates")
+                | {"measure": name, "population": "control"}
+            )
 
     _dose(add, evidence, evidence.control, 0.0, settings)
     return rows
@@ -208,33 +266,74 @@ def verdicts(evidence: Evidence, settings: AuditSettings, values: list[dict]) ->
     if target:
         beyond = control is None or target["low"] > control["high"]
         grade = "low" if target["value"] == 0 else "high" if beyond and target["low"] > 0.01 else "medium"
-        found.append(_verdict(grade, f"{_share(target)} can be recited word for word: {queries:,} sampled queries under {scheme}"
-                              f" succeed with probability {level:g} or more{_beside(control)}.", "extraction.rate", dims))
+        found.append(
+            _verdict(
+                grade,
+                f"{_share(target)} can be recited word for word: {queries:,} sampled queries under {scheme}"
+                f" succeed with probability {level:g} or more{_beside(control)}.",
+                "extraction.rate",
+                dims,
+            )
+        )
     greedy = _select(by_name["extraction.greedy_rate"], population="target")
     unseen = _select(by_name["extraction.greedy_rate"], population="control")
     if greedy:
-        grade = "low" if greedy["value"] == 0 else "high" if unseen is None or greedy["low"] > unseen["high"] else "medium"
-        found.append(_verdict(grade, f"{_share(greedy)} come out of a single greedy query{_beside(unseen)}.",
-                              "extraction.greedy_rate", {"population": "target"}))
+        grade = (
+            "low" if greedy["value"] == 0 else "high" if unseen is None or greedy["low"] > unseen["high"] else "medium"
+        )
+        found.append(
+            _verdict(
+                grade,
+                f"{_share(greedy)} come out of a single greedy query{_beside(unseen)}.",
+                "extraction.greedy_rate",
+                {"population": "target"},
+            )
+        )
     aurocs = {row["attack"]: row for row in by_name.get("membership.auroc", []) if "duplicates" not in row}
     if aurocs:
         found.append(_membership_verdict(aurocs))
     else:
-        found.append(_verdict("info", f"Fewer than {MIN_CONTROLS} unseen controls: no rate here can be told from what the model"
-                              " would say about any text. Add --control FILE.", None, {}))
+        found.append(
+            _verdict(
+                "info",
+                f"Fewer than {MIN_CONTROLS} unseen controls: no rate here can be told from what the model"
+                " would say about any text. Add --control FILE.",
+                None,
+                {},
+            )
+        )
     doses = by_name.get("dose.loss", [])
     if len(doses) >= 2 and "membership.auroc" in by_name:
-        first = next((row for row in sorted(by_name["membership.auroc"], key=lambda row: row.get("duplicates", -1))
-                      if row["attack"] == "loss" and row.get("duplicates", 0) >= 1 and row["low"] > 0.5), None)
+        first = next(
+            (
+                row
+                for row in sorted(by_name["membership.auroc"], key=lambda row: row.get("duplicates", -1))
+                if row["attack"] == "loss" and row.get("duplicates", 0) >= 1 and row["low"] > 0.5
+            ),
+            None,
+        )
         if first:
-            found.append(_verdict("info", f"The trace of a record shows from {first['duplicates']:g} copies in training on"
-                                  f" (LOSS AUROC {first['value']:.2f}, interval above 0.5).", "membership.auroc",
-                                  {"attack": "loss", "duplicates": first["duplicates"]}))
+            found.append(
+                _verdict(
+                    "info",
+                    f"The trace of a record shows from {first['duplicates']:g} copies in training on"
+                    f" (LOSS AUROC {first['value']:.2f}, interval above 0.5).",
+                    "membership.auroc",
+                    {"attack": "loss", "duplicates": first["duplicates"]},
+                )
+            )
     epsilon = by_name.get("privacy.epsilon_lower")
     if epsilon:
         row = epsilon[0]
-        found.append(_verdict("high" if row["value"] > 1 else "info", "Training was not differentially private for any epsilon"
-                              f" below {row['value']:.2f} ({settings.confidence:.0%} confidence).", "privacy.epsilon_lower", {}))
+        found.append(
+            _verdict(
+                "high" if row["value"] > 1 else "info",
+                "Training was not differentially private for any epsilon"
+                f" below {row['value']:.2f} ({settings.confidence:.0%} confidence).",
+                "privacy.epsilon_lower",
+                {},
+            )
+        )
     order = {"high": 0, "medium": 1, "low": 2, "info": 3}
     return sorted(found, key=lambda verdict: order[verdict["level"]])
 
@@ -244,14 +343,20 @@ def _membership_verdict(aurocs: dict[str, dict]) -> dict:
     chosen = aurocs.get("reference") or aurocs["loss"]
     best = max(aurocs.values(), key=lambda row: (abs(row["value"] - 0.5), row["attack"]))
     number = f"AUROC {chosen['value']:.3f} ({chosen['low']:.3f} to {chosen['high']:.3f})"
-    also = "" if best is chosen else f" The strongest of the {len(aurocs)} attacks tried is {_title(best['attack'])} with {best['value']:.3f}."
+    also = (
+        ""
+        if best is chosen
+        else f" The strongest of the {len(aurocs)} attacks tried is {_title(best['attack'])} with {best['value']:.3f}."
+    )
     if chosen["low"] > 0.5:
         level = "high" if chosen["value"] > 0.7 else "medium"
         text = f"Membership shows: {_title(chosen['attack'])} tells targets from unseen controls with {number}.{also}"
     elif chosen["high"] < 0.5:
         level = "high" if chosen["value"] < 0.3 else "medium"
-        text = (f"Targets are LESS likely than unseen controls: {_title(chosen['attack'])} has {number}. Far below 0.5 is a trace"
-                f" as well, as suppression leaves it.{also}")
+        text = (
+            f"Targets are LESS likely than unseen controls: {_title(chosen['attack'])} has {number}. Far below 0.5 is a trace"
+            f" as well, as suppression leaves it.{also}"
+        )
     else:
         level = "low"
         text = f"{_title(chosen['attack'])} does not tell targets from unseen controls: {number}.{also}"
@@ -260,12 +365,16 @@ def _membership_verdict(aurocs: dict[str, dict]) -> dict:
 
 def value_of(estimate: Estimate) -> dict:
     return {name: _finite(getattr(estimate, name)) for name in ("value", "low", "high")} | {
-        "n": int(estimate.n), "interval": estimate.interval}
+        "n": int(estimate.n),
+        "interval": estimate.interval,
+    }
 
 
 def vars_of(info) -> dict:
-    return {name: getattr(info, name) for name in
-            ("name", "title", "definition", "range", "direction", "unit", "source", "informs")}
+    return {
+        name: getattr(info, name)
+        for name in ("name", "title", "definition", "range", "direction", "unit", "source", "informs")
+    }
 
 
 def _mean(values: np.ndarray, settings: AuditSettings) -> Estimate | None:
@@ -283,7 +392,11 @@ def _median_with_interval(values: np.ndarray, confidence: float) -> tuple[float,
 
     ordered = np.sort(values)
     n = len(ordered)
-    middle = ordered[(n - 1) // 2] if n % 2 or not np.isfinite(ordered[n // 2]) else (ordered[n // 2 - 1] + ordered[n // 2]) / 2
+    middle = (
+        ordered[(n - 1) // 2]
+        if n % 2 or not np.isfinite(ordered[n // 2])
+        else (ordered[n // 2 - 1] + ordered[n // 2]) / 2
+    )
     lower = int(binom.ppf((1 - confidence) / 2, n, 0.5))
     return float(middle), float(ordered[max(0, lower - 1)]), float(ordered[min(n - 1, n - lower)])
 
@@ -297,7 +410,9 @@ def _only(row: dict, *names: str) -> dict:
 
 
 def _select(rows: list[dict], **dims: Any) -> dict | None:
-    return next((row for row in rows if "duplicates" not in row and all(row.get(k) == v for k, v in dims.items())), None)
+    return next(
+        (row for row in rows if "duplicates" not in row and all(row.get(k) == v for k, v in dims.items())), None
+    )
 
 
 def _nearest(values: tuple, wanted: float) -> Any:
@@ -315,7 +430,9 @@ def _share(row: dict) -> str:
 def _beside(control: dict | None) -> str:
     if control is None:
         return "; no unseen controls were given to compare with"
-    return f"; of {control['n']:,} unseen controls {control['value']:.1%} ({control['low']:.1%} to {control['high']:.1%})"
+    return (
+        f"; of {control['n']:,} unseen controls {control['value']:.1%} ({control['low']:.1%} to {control['high']:.1%})"
+    )
 
 
 def _title(attack: str) -> str:

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rote.atomic import write_atomic
 from rote.audit import findings as build
 from rote.audit.evidence import Evidence, collect
 from rote.audit.guards import run_guards
@@ -32,7 +33,7 @@ from rote.report import Findings, dump, parse, write_report, write_tables
 from rote.runtime import peak_rss_mb, versions
 from rote.scores.schemes import DecodingScheme
 from rote.scores.sequences import PreparedRecords, Split, prepare
-from rote.scores.store import ScoreStore, write_atomically
+from rote.scores.store import ScoreStore
 from rote.scores.table import TokenScores
 from rote.scores.tokens import TokenScorer, score_tokens
 
@@ -50,10 +51,20 @@ class Estimate:
 
 
 def audit_lm(
-    model: CausalLM | str | Path, records: RecordTable, out: str | Path, *, control: RecordTable | None = None,
-    references: Sequence[CausalLM | str | Path] = (), corpus: str | Path | None = None,
-    settings: AuditSettings | None = None, overwrite: bool = False, reveal: bool = False, command: str = "",
-    records_name: str = "records", progress: Progress | None = None, announce: Callable[[Estimate], None] | None = None,
+    model: CausalLM | str | Path,
+    records: RecordTable,
+    out: str | Path,
+    *,
+    control: RecordTable | None = None,
+    references: Sequence[CausalLM | str | Path] = (),
+    corpus: str | Path | None = None,
+    settings: AuditSettings | None = None,
+    overwrite: bool = False,
+    reveal: bool = False,
+    command: str = "",
+    records_name: str = "records",
+    progress: Progress | None = None,
+    announce: Callable[[Estimate], None] | None = None,
 ) -> Findings:
     """Audit `model` on `records` (and unseen `control` records) and write everything under `out`.
 
@@ -77,16 +88,35 @@ def audit_lm(
         prepare(other, records, split)  # a reference that cannot score the records is found before anything is written
     if corpus is not None and not Path(corpus).exists():
         raise InputError(f"{corpus}: no such corpus; give a folder or file of text, jsonl or parquet")
-    run = RunDirectory.claim(out, {
-        "kind": "audit-lm", "command": command, "engine": "local", "versions": versions(), "seed": settings.seed,
-        "model": model.describe(), "records_name": records_name, "settings": settings.as_dict(), "reveal": reveal,
-        "identity": {"model": model.fingerprint, "records": records.fingerprint, "settings": settings.results_only(),
-                     "references": [other.fingerprint for other in others], "corpus": str(corpus) if corpus else None},
-        "references": [other.name for other in others],
-        "prepared": {"merged": np.flatnonzero(prepared.merged).tolist(), "tokens": prepared.tokens,
-                     "truncated": np.flatnonzero(prepared.truncated).tolist(),
-                     "skipped": {str(row): reason for row, reason in prepared.skipped.items()}},
-    }, overwrite=overwrite)
+    run = RunDirectory.claim(
+        out,
+        {
+            "kind": "audit-lm",
+            "command": command,
+            "engine": "local",
+            "versions": versions(),
+            "seed": settings.seed,
+            "model": model.describe(),
+            "records_name": records_name,
+            "settings": settings.as_dict(),
+            "reveal": reveal,
+            "identity": {
+                "model": model.fingerprint,
+                "records": records.fingerprint,
+                "settings": settings.results_only(),
+                "references": [other.fingerprint for other in others],
+                "corpus": str(corpus) if corpus else None,
+            },
+            "references": [other.name for other in others],
+            "prepared": {
+                "merged": np.flatnonzero(prepared.merged).tolist(),
+                "tokens": prepared.tokens,
+                "truncated": np.flatnonzero(prepared.truncated).tolist(),
+                "skipped": {str(row): reason for row, reason in prepared.skipped.items()},
+            },
+        },
+        overwrite=overwrite,
+    )
     run.write_inputs(records)
     if announce:
         announce(estimate(prepared, schemes, passes=1 + len(others)))
@@ -99,25 +129,45 @@ def audit_lm(
         run.save(timings=timings)
         return result
 
-    stage("pass", lambda: score_tokens(
-        model, records, run.path / "scores", schemes=schemes, split=split, batch_tokens=settings.batch_tokens,
-        progress=lambda done, total: tell("scoring", done, total)))
+    stage(
+        "pass",
+        lambda: score_tokens(
+            model,
+            records,
+            run.path / "scores",
+            schemes=schemes,
+            split=split,
+            batch_tokens=settings.batch_tokens,
+            progress=lambda done, total: tell("scoring", done, total),
+        ),
+    )
     for number, other in enumerate(others, 1):
-        stage(f"reference-{number}", lambda other=other, number=number: score_tokens(
-            other, records, run.path / f"reference-{number}", split=split, batch_tokens=settings.batch_tokens,
-            progress=lambda done, total: tell(f"reference {number}", done, total)))
+        stage(
+            f"reference-{number}",
+            lambda other=other, number=number: score_tokens(
+                other,
+                records,
+                run.path / f"reference-{number}",
+                split=split,
+                batch_tokens=settings.batch_tokens,
+                progress=lambda done, total: tell(f"reference {number}", done, total),
+            ),
+        )
     if settings.attacks and not (run.path / "extra.json").exists():
         from rote.audit.extra import extra_passes
 
         means = stage("extra passes", lambda: extra_passes(model, prepared, settings, tell))
-        write_atomically(run.path / "extra.json", json.dumps(means).encode())
+        write_atomic(run.path / "extra.json", json.dumps(means))
     if corpus is not None and not (run.path / "corpus.parquet").exists():
         stage("corpus", lambda: count_corpus(run, records, corpus, model, settings, tell))
     tell("report", 0, 1)
     found = stage("findings", lambda: remake(run.path, reveal=reveal))
     tell("report", 1, 1)
-    run.save(status="done", timings=timings | {"total": round(time.perf_counter() - started, 3)},
-             peak_rss_mb=round(peak_rss_mb()))
+    run.save(
+        status="done",
+        timings=timings | {"total": round(time.perf_counter() - started, 3)},
+        peak_rss_mb=round(peak_rss_mb()),
+    )
     return found
 
 
@@ -136,15 +186,19 @@ def remake(path: str | Path, *, reveal: bool | None = None) -> Findings:
     if corpus is not None:
         records = with_counts(records, corpus)
     store = ScoreStore.open(run.path / "scores")
-    references = [ScoreStore.open(run.path / f"reference-{number}") for number in range(1, len(run.run["references"]) + 1)]
+    references = [
+        ScoreStore.open(run.path / f"reference-{number}") for number in range(1, len(run.run["references"]) + 1)
+    ]
     reference_means = [_means(reference, len(records)) for reference in references]
     extra: dict[str, Mapping[int, Any]] = {}
     if reference_means:
         average = np.mean(reference_means, axis=0)
         extra["logp_reference"] = {row: average[row] for row in range(len(records))}
     if (run.path / "extra.json").exists():
-        extra |= {name: {int(row): value for row, value in values.items()}
-                  for name, values in read_json(run.path / "extra.json")["inputs"].items()}
+        extra |= {
+            name: {int(row): value for row, value in values.items()}
+            for name, values in read_json(run.path / "extra.json")["inputs"].items()
+        }
     evidence = collect(store, records, schemes=settings.schemes, extra=extra)
     _reference_attacks(evidence, reference_means)
     run.write_table("records.parquet", evidence.to_arrow())
@@ -156,40 +210,74 @@ def remake(path: str | Path, *, reveal: bool | None = None) -> Findings:
     return found
 
 
-def make_findings(run: RunDirectory, evidence: Evidence, records: RecordTable, settings: AuditSettings, store: ScoreStore,
-                  reference_means: list[np.ndarray], corpus: pa.Table | None, *, reveal: bool) -> Findings:
+def make_findings(
+    run: RunDirectory,
+    evidence: Evidence,
+    records: RecordTable,
+    settings: AuditSettings,
+    store: ScoreStore,
+    reference_means: list[np.ndarray],
+    corpus: pa.Table | None,
+    *,
+    reveal: bool,
+) -> Findings:
     """The findings of an audit as the report's typed model."""
     prepared, description = run.run["prepared"], run.run["model"]
     merged, truncated = np.zeros(len(records), bool), np.zeros(len(records), bool)
     merged[prepared["merged"]], truncated[prepared["truncated"]] = True, True
     values = build.measures(evidence, settings)
     named = {name: means[evidence.row] for name, means in zip(run.run["references"], reference_means, strict=True)}
-    guards = run_guards(evidence, records, settings, merged=merged, truncated=truncated,
-                        vocab_size=description["vocab_size"], references=named)
+    guards = run_guards(
+        evidence,
+        records,
+        settings,
+        merged=merged,
+        truncated=truncated,
+        vocab_size=description["vocab_size"],
+        references=named,
+    )
     if corpus is not None:
         guards.append(_corpus_guard(records, corpus))
     ids = records.table.column("id")
-    return parse({
-        "schema_version": "1.0", "kind": "audit-lm",
-        "title": f"What {description['name']} has memorized of {run.run['records_name']}",
-        "rote_version": run.run["versions"]["rote"], "model": description,
-        "records": {"name": run.run["records_name"], "fingerprint": run.run["identity"]["records"], "n": len(records),
-                    "targets": int(evidence.target.sum()), "controls": int(evidence.control.sum()),
-                    "tokens": prepared["tokens"],
-                    "skipped": [{"id": ids[int(row)].as_py(), "reason": reason}
-                                for row, reason in prepared["skipped"].items()]},
-        "settings": settings.results_only() | {
-            "prefix_tokens": _span(evidence.prefix), "suffix_tokens": _span(evidence.suffix),
-            "references": run.run["references"], "bos_token": store.key["bos"]},
-        "verdicts": build.verdicts(evidence, settings, values), "guards": guards, "measures": values,
-        "series": build.series(evidence, settings, values),
-        "exposed": exposed(evidence, records, settings, store, reveal=reveal),
-        "caveats": caveats(evidence, settings),
-        "reproduce": run.run["command"],
-    })
+    return parse(
+        {
+            "schema_version": "1.0",
+            "kind": "audit-lm",
+            "title": f"What {description['name']} has memorized of {run.run['records_name']}",
+            "rote_version": run.run["versions"]["rote"],
+            "model": description,
+            "records": {
+                "name": run.run["records_name"],
+                "fingerprint": run.run["identity"]["records"],
+                "n": len(records),
+                "targets": int(evidence.target.sum()),
+                "controls": int(evidence.control.sum()),
+                "tokens": prepared["tokens"],
+                "skipped": [
+                    {"id": ids[int(row)].as_py(), "reason": reason} for row, reason in prepared["skipped"].items()
+                ],
+            },
+            "settings": settings.results_only()
+            | {
+                "prefix_tokens": _span(evidence.prefix),
+                "suffix_tokens": _span(evidence.suffix),
+                "references": run.run["references"],
+                "bos_token": store.key["bos"],
+            },
+            "verdicts": build.verdicts(evidence, settings, values),
+            "guards": guards,
+            "measures": values,
+            "series": build.series(evidence, settings, values),
+            "exposed": exposed(evidence, records, settings, store, reveal=reveal),
+            "caveats": caveats(evidence, settings),
+            "reproduce": run.run["command"],
+        }
+    )
 
 
-def exposed(evidence: Evidence, records: RecordTable, settings: AuditSettings, store: ScoreStore, *, reveal: bool) -> list[dict]:
+def exposed(
+    evidence: Evidence, records: RecordTable, settings: AuditSettings, store: ScoreStore, *, reveal: bool
+) -> list[dict]:
     """The most exposed targets, token by token: probability, rank and length always, the text only when revealed."""
     from rote.measures.extraction import queries_needed
 
@@ -212,30 +300,50 @@ def exposed(evidence: Evidence, records: RecordTable, settings: AuditSettings, s
         for t in range(length):
             piece = f"#{shard.token_ids[place, t]}" if text is None else text[ends[t] : ends[t + 1]]
             logp = float(shard.logp[place, t])
-            tokens.append({"t": piece if reveal else None, "p": None if np.isnan(logp) else float(np.exp(logp)),
-                           "rank": int(shard.rank[place, t]) or None, "n_chars": len(piece)})
+            tokens.append(
+                {
+                    "t": piece if reveal else None,
+                    "p": None if np.isnan(logp) else float(np.exp(logp)),
+                    "rank": int(shard.rank[place, t]) or None,
+                    "n_chars": len(piece),
+                }
+            )
         log_pz = float(evidence.log_pz[scheme][at])
-        found.append({
-            "id": str(evidence.ids[at]), "population": "target", "group": evidence.group[at],
-            "duplicates": None if np.isnan(evidence.duplicates[at]) else float(evidence.duplicates[at]),
-            "log_pz": log_pz if np.isfinite(log_pz) else None, "queries_p50": needed if np.isfinite(needed) else None,
-            "greedy": bool(evidence.greedy[at]), "longest_run": int(evidence.longest_run[at]),
-            "prefix_tokens": int(evidence.prefix[at]), "tokens": tokens, "masked": not reveal,
-        })
+        found.append(
+            {
+                "id": str(evidence.ids[at]),
+                "population": "target",
+                "group": evidence.group[at],
+                "duplicates": None if np.isnan(evidence.duplicates[at]) else float(evidence.duplicates[at]),
+                "log_pz": log_pz if np.isfinite(log_pz) else None,
+                "queries_p50": needed if np.isfinite(needed) else None,
+                "greedy": bool(evidence.greedy[at]),
+                "longest_run": int(evidence.longest_run[at]),
+                "prefix_tokens": int(evidence.prefix[at]),
+                "tokens": tokens,
+                "masked": not reveal,
+            }
+        )
     return found
 
 
 def caveats(evidence: Evidence, settings: AuditSettings) -> list[str]:
     """What a reader must know to read these numbers rightly."""
-    found = [f"p_z is the probability of the exact suffix under {settings.schemes[0]}; another scheme, prompt or length gives"
-             " another number. It assumes that the attacker knows the prefix."]
+    found = [
+        f"p_z is the probability of the exact suffix under {settings.schemes[0]}; another scheme, prompt or length gives"
+        " another number. It assumes that the attacker knows the prefix."
+    ]
     spans = [_span(evidence.prefix), _span(evidence.suffix)]
     if any("to" in span for span in spans):
-        found.append(f"Records differ in length: prefixes of {spans[0]} and suffixes of {spans[1]} tokens. Shorter suffixes are"
-                     " easier to recite.")
+        found.append(
+            f"Records differ in length: prefixes of {spans[0]} and suffixes of {spans[1]} tokens. Shorter suffixes are"
+            " easier to recite."
+        )
     if not settings.randomized and build.has_controls(evidence):
-        found.append("No privacy bound (epsilon) is given: it needs records whose membership was decided by coin flips"
-                     " (--randomized).")
+        found.append(
+            "No privacy bound (epsilon) is given: it needs records whose membership was decided by coin flips"
+            " (--randomized)."
+        )
     return found
 
 
@@ -253,32 +361,61 @@ def with_counts(records: RecordTable, corpus: pa.Table) -> RecordTable:
     given = records.column("duplicates")
     counted = corpus.column("copies").to_pylist()
     control = records.is_control
-    filled = [count if value is None and not unseen else value
-              for value, count, unseen in zip(given, counted, control, strict=True)]
+    filled = [
+        count if value is None and not unseen else value
+        for value, count, unseen in zip(given, counted, control, strict=True)
+    ]
     # A count of zero does not make a target a control: near copies and other corpora may have held it.
     index = records.table.schema.get_field_index("duplicates")
-    member = [False if unseen else True if value is None else value
-              for value, unseen in zip(records.column("member"), control, strict=True)]
-    table = records.table.set_column(index, "duplicates", pa.array([None if value == 0 and not unseen else value
-                                                                     for value, unseen in zip(filled, control, strict=True)], pa.int64()))
+    member = [
+        False if unseen else True if value is None else value
+        for value, unseen in zip(records.column("member"), control, strict=True)
+    ]
+    table = records.table.set_column(
+        index,
+        "duplicates",
+        pa.array(
+            [None if value == 0 and not unseen else value for value, unseen in zip(filled, control, strict=True)],
+            pa.int64(),
+        ),
+    )
     return RecordTable(table.set_column(table.schema.get_field_index("member"), "member", pa.array(member, pa.bool_())))
 
 
-def count_corpus(run: RunDirectory, records: RecordTable, corpus: str | Path, model: CausalLM, settings: AuditSettings,
-                 tell: Progress) -> None:
+def count_corpus(
+    run: RunDirectory,
+    records: RecordTable,
+    corpus: str | Path,
+    model: CausalLM,
+    settings: AuditSettings,
+    tell: Progress,
+) -> None:
     """Exact and near copies of every record in the training corpus, kept in the run directory."""
     from rote.records import count_in_corpus, near_duplicates_in_corpus
 
     counts = count_in_corpus(
-        records, corpus, tokenize=lambda texts: [encoding.ids for encoding in model.encode(texts)],
-        tokenizer_id=model.fingerprint, index_dir=run.path / "corpus",
+        records,
+        corpus,
+        tokenize=lambda texts: [encoding.ids for encoding in model.encode(texts)],
+        tokenizer_id=model.fingerprint,
+        index_dir=run.path / "corpus",
         text_column=settings.corpus_column,
-        progress=lambda name, done, total: tell(f"corpus: {name}", done, total or 0))
+        progress=lambda name, done, total: tell(f"corpus: {name}", done, total or 0),
+    )
     near = near_duplicates_in_corpus(records, corpus, text_column=settings.corpus_column)
-    run.write_table("corpus.parquet", pa.table({
-        "id": pa.array(list(counts.ids)), "copies": pa.array(counts.interior), "documents": pa.array(counts.documents),
-        "seen_ngrams": pa.array(counts.seen_ngrams), "near_documents": pa.array(near.documents),
-        "best_near": pa.array(near.best)}))
+    run.write_table(
+        "corpus.parquet",
+        pa.table(
+            {
+                "id": pa.array(list(counts.ids)),
+                "copies": pa.array(counts.interior),
+                "documents": pa.array(counts.documents),
+                "seen_ngrams": pa.array(counts.seen_ngrams),
+                "near_documents": pa.array(near.documents),
+                "best_near": pa.array(near.best),
+            }
+        ),
+    )
 
 
 def estimate(prepared: PreparedRecords, schemes: Sequence[DecodingScheme], *, passes: int = 1) -> Estimate:
@@ -314,10 +451,13 @@ def _reference_attacks(evidence: Evidence, reference_means: list[np.ndarray]) ->
         return
     shadow = np.stack([means[evidence.row] for means in reference_means])
     target = -evidence.loss
-    evidence.attacks["rmia"] = reference_models.rmia(target, shadow, target[evidence.control], shadow[:, evidence.control])
+    evidence.attacks["rmia"] = reference_models.rmia(
+        target, shadow, target[evidence.control], shadow[:, evidence.control]
+    )
     if len(shadow) >= 2:
-        evidence.attacks["lira"] = reference_models.lira(target, shadow, np.zeros(shadow.shape, bool), mode="offline",
-                                                         fixed_variance=True)
+        evidence.attacks["lira"] = reference_models.lira(
+            target, shadow, np.zeros(shadow.shape, bool), mode="offline", fixed_variance=True
+        )
 
 
 def _corpus_counts(run: RunDirectory) -> pa.Table | None:
@@ -334,12 +474,18 @@ def _corpus_guard(records: RecordTable, corpus: pa.Table) -> dict:
     seen = int((found & control).sum())
     share = proportion(seen, max(1, int(control.sum())))
     failed = seen > 0
-    return {"name": "controls_in_corpus", "title": "Controls are absent from the training corpus",
-            "status": "not_run" if not control.any() else "fail" if failed else "pass", "value": share.value,
-            "low": share.low, "high": share.high, "limit": 0.0,
-            "spoils": ["membership", "extraction.rate"] if failed else [],
-            "message": f"{seen:,} of {int(control.sum()):,} controls occur in the training corpus, exactly or nearly."
-                       + (" They were seen: remove them." if failed else "")}
+    return {
+        "name": "controls_in_corpus",
+        "title": "Controls are absent from the training corpus",
+        "status": "not_run" if not control.any() else "fail" if failed else "pass",
+        "value": share.value,
+        "low": share.low,
+        "high": share.high,
+        "limit": 0.0,
+        "spoils": ["membership", "extraction.rate"] if failed else [],
+        "message": f"{seen:,} of {int(control.sum()):,} controls occur in the training corpus, exactly or nearly."
+        + (" They were seen: remove them." if failed else ""),
+    }
 
 
 def _span(values: np.ndarray) -> str:

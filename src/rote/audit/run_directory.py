@@ -1,10 +1,10 @@
 """The run directory of an audit: what is in it, how it is claimed, resumed and read again.
 
-    run.json            what was run, on what, with what, how long        inputs.parquet   the records (contents! private)
-    scores/*.parquet    the one pass over the audited model               records.parquet  results per record, no contents
-    reference-N/        the pass over reference model N                   findings.json    everything found, masked
-    extra.json          means of further passes (ReCaLL, ...)             report.html      the page to share
-    tables/             every value as csv and parquet
+run.json            what was run, on what, with what, how long        inputs.parquet   the records (contents! private)
+scores/*.parquet    the one pass over the audited model               records.parquet  results per record, no contents
+reference-N/        the pass over reference model N                   findings.json    everything found, masked
+extra.json          means of further passes (ReCaLL, ...)             report.html      the page to share
+tables/             every value as csv and parquet
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from rote.atomic import write_atomic
 from rote.errors import InputError, RunMismatchError
 from rote.records.table import RecordTable
-from rote.scores.store import write_atomically
 
 RUN_SCHEMA_VERSION = "1.0"
 RUN_FILE = "run.json"
@@ -52,7 +52,8 @@ class RunDirectory:
                 differs = sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
             if differs:
                 raise RunMismatchError(
-                    f"{path}: belongs to another run ({', '.join(differs)} changed); choose another -o, or use --overwrite")
+                    f"{path}: belongs to another run ({', '.join(differs)} changed); choose another -o, or use --overwrite"
+                )
             run = {**found, **{key: value for key, value in run.items() if key not in found}}
         elif path.is_dir() and any(path.iterdir()):
             raise InputError(f"{path}: is not empty and holds no run; choose another -o")
@@ -72,13 +73,15 @@ class RunDirectory:
             raise InputError(f"{path}: no run here (run.json is missing); give a directory that `rote audit` wrote")
         run = read_json(path / RUN_FILE)
         if run.get("schema_version") != RUN_SCHEMA_VERSION:
-            raise InputError(f"{path}: run.json has schema version {run.get('schema_version')!r}, this Rote reads"
-                             f" {RUN_SCHEMA_VERSION!r}")
+            raise InputError(
+                f"{path}: run.json has schema version {run.get('schema_version')!r}, this Rote reads"
+                f" {RUN_SCHEMA_VERSION!r}"
+            )
         return cls(path, run)
 
     def save(self, **updates: Any) -> None:
         self.run.update(updates)
-        write_atomically(self.path / RUN_FILE, (json.dumps(self.run, indent=1, sort_keys=True) + "\n").encode())
+        write_atomic(self.path / RUN_FILE, json.dumps(self.run, indent=1, sort_keys=True) + "\n")
 
     def write_inputs(self, records: RecordTable) -> None:
         if not (self.path / "inputs.parquet").exists():
@@ -95,7 +98,7 @@ class RunDirectory:
 
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
-        write_atomically(self.path / name, sink.getvalue().to_pybytes())
+        write_atomic(self.path / name, sink.getvalue().to_pybytes())
 
 
 def read_json(file: Path) -> dict[str, Any]:

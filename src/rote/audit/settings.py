@@ -61,7 +61,10 @@ class AuditSettings:
                 raise InputError(f"no extra attack {attack!r}; {hint} ({', '.join(SINGLE_PASS_ATTACKS)} always run)")
         for ok, message in (
             (all(q >= 1 for q in self.queries) and len(self.queries) > 0, "queries must be at least 1"),
-            (all(0 < p < 1 for p in self.levels) and len(self.levels) > 0, "levels p must lie strictly between 0 and 1"),
+            (
+                all(0 < p < 1 for p in self.levels) and len(self.levels) > 0,
+                "levels p must lie strictly between 0 and 1",
+            ),
             (self.headline_queries >= 1, "headline_queries must be at least 1"),
             (0.5 <= self.confidence < 1, "confidence must be in [0.5, 1)"),
             (self.shots >= 1, "shots must be at least 1"),

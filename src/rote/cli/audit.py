@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from rote.cli import console
 from rote.cli.console import config_option, print_config, progress_bars, say
 from rote.errors import InputError
 
-audit_app = typer.Typer(help="Find and prove what a model has memorized.", no_args_is_help=True,
-                        context_settings={"help_option_names": ["-h", "--help"]})
+audit_app = typer.Typer(
+    help="Find and prove what a model has memorized.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 
 @audit_app.callback()
@@ -21,28 +24,61 @@ def _group() -> None:
     """Find and prove what a model has memorized."""
 
 
-@audit_app.command("lm", epilog="Example: rote audit lm ./model people.jsonl --control unseen.jsonl --scheme top_k=40 -o runs/mine")
+@audit_app.command(
+    "lm", epilog="Example: rote audit lm ./model people.jsonl --control unseen.jsonl --scheme top_k=40 -o runs/mine"
+)
 def lm(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="A local Hugging Face checkpoint directory (safetensors), or a hub name.")],
-    records: Annotated[list[Path], typer.Argument(help="Record files or folders: jsonl, csv, parquet, txt, saved datasets; .gz, .zst.")],
-    control: Annotated[list[Path] | None, typer.Option(help="Unseen records of the same kind; needed to call anything memorized.")] = None,
-    reference: Annotated[list[str] | None, typer.Option(help="A model that never saw the records (may be given several times).")] = None,
-    corpus: Annotated[Path | None, typer.Option(help="The training corpus: counts how often it holds each record.")] = None,
+    model: Annotated[
+        str, typer.Argument(help="A local Hugging Face checkpoint directory (safetensors), or a hub name.")
+    ],
+    records: Annotated[
+        list[Path], typer.Argument(help="Record files or folders: jsonl, csv, parquet, txt, saved datasets; .gz, .zst.")
+    ],
+    control: Annotated[
+        list[Path] | None, typer.Option(help="Unseen records of the same kind; needed to call anything memorized.")
+    ] = None,
+    reference: Annotated[
+        list[str] | None, typer.Option(help="A model that never saw the records (may be given several times).")
+    ] = None,
+    corpus: Annotated[
+        Path | None, typer.Option(help="The training corpus: counts how often it holds each record.")
+    ] = None,
     corpus_column: Annotated[str, typer.Option(help="Field of the corpus that holds its text.")] = "text",
-    scheme: Annotated[list[str] | None, typer.Option(help="Decoding scheme: 'top_k=40,temperature=0.7', 'sample'. [default: top_k=40]")] = None,
-    output: Annotated[Path | None, typer.Option("-o", "--out", help="Run directory. [default: runs/MODEL-RECORDS]")] = None,
+    scheme: Annotated[
+        list[str] | None,
+        typer.Option(help="Decoding scheme: 'top_k=40,temperature=0.7', 'sample'. [default: top_k=40]"),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Run directory. [default: runs/MODEL-RECORDS]")
+    ] = None,
     prefix: Annotated[int | None, typer.Option(help="Tokens given. [default: 50, or half of a shorter record]")] = None,
     suffix: Annotated[int | None, typer.Option(help="Tokens to be recited. [default: 50, or the rest]")] = None,
     long: Annotated[str, typer.Option(help="Records over the context window: error or truncate.")] = "error",
-    bos: Annotated[str, typer.Option(help="Beginning-of-sequence token: auto (as the tokenizer does), always, never.")] = "auto",
-    attack: Annotated[list[str] | None, typer.Option(help="Further membership attacks that need passes of their own: lowercase, recall, con_recall, neighbourhood, gradient_norm.")] = None,
-    randomized: Annotated[bool, typer.Option(help="Membership was decided by coin flips: also give a privacy lower bound.")] = False,
-    fail_if: Annotated[list[str] | None, typer.Option(help="Exit 1 when this holds, e.g. 'extraction.rate{queries=100,p=0.5}.high>0.01'.")] = None,
+    bos: Annotated[
+        str, typer.Option(help="Beginning-of-sequence token: auto (as the tokenizer does), always, never.")
+    ] = "auto",
+    attack: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Further membership attacks that need passes of their own: lowercase, recall, con_recall, neighbourhood, gradient_norm."
+        ),
+    ] = None,
+    randomized: Annotated[
+        bool, typer.Option(help="Membership was decided by coin flips: also give a privacy lower bound.")
+    ] = False,
+    fail_if: Annotated[
+        list[str] | None,
+        typer.Option(help="Exit 1 when this holds, e.g. 'extraction.rate{queries=100,p=0.5}.high>0.01'."),
+    ] = None,
     text_column: Annotated[str | None, typer.Option(help="Field that holds the text. [default: text]")] = None,
     id_column: Annotated[str | None, typer.Option(help="Field that holds the id. [default: id]")] = None,
-    column: Annotated[list[str] | None, typer.Option(help="Any other field: FIELD=NAME, e.g. duplicates=copies.")] = None,
-    format_: Annotated[str | None, typer.Option("--format", help="Read the files as this format whatever their names.")] = None,
+    column: Annotated[
+        list[str] | None, typer.Option(help="Any other field: FIELD=NAME, e.g. duplicates=copies.")
+    ] = None,
+    format_: Annotated[
+        str | None, typer.Option("--format", help="Read the files as this format whatever their names.")
+    ] = None,
     txt_unit: Annotated[str, typer.Option(help="A record in a text file: paragraph or file.")] = "paragraph",
     limit: Annotated[int | None, typer.Option(help="Only the first so many records.")] = None,
     reveal: Annotated[bool, typer.Option(help="Show record contents in findings and report.")] = False,
@@ -50,10 +86,17 @@ def lm(
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
-    batch_tokens: Annotated[int | None, typer.Option(help="Padded tokens in one forward pass. [default: by device]")] = None,
+    batch_tokens: Annotated[
+        int | None, typer.Option(help="Padded tokens in one forward pass. [default: by device]")
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the findings as JSON on stdout.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress, no summary.")] = False,
-    config: Annotated[Path | None, typer.Option(callback=config_option, is_eager=True, help="YAML file with the flags' names as keys; a flag wins.")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            callback=config_option, is_eager=True, help="YAML file with the flags' names as keys; a flag wins."
+        ),
+    ] = None,
     print_config_: Annotated[bool, typer.Option("--print-config", help="Show what would run, and stop.")] = False,
 ) -> None:
     """Audit a causal language model: extraction, membership, dose-response, guards, one report.
@@ -68,8 +111,19 @@ def lm(
     from rote.report.gates import parse_gate
 
     gates = [parse_gate(text) for text in fail_if or ()]
-    chosen = {"prefix": prefix, "suffix": suffix, "long": long, "bos": bos, "attacks": tuple(attack or ()),
-              "randomized": randomized, "corpus_column": corpus_column, "seed": seed, "device": device, "dtype": dtype, "batch_tokens": batch_tokens}
+    chosen = {
+        "prefix": prefix,
+        "suffix": suffix,
+        "long": long,
+        "bos": bos,
+        "attacks": tuple(attack or ()),
+        "randomized": randomized,
+        "corpus_column": corpus_column,
+        "seed": seed,
+        "device": device,
+        "dtype": dtype,
+        "batch_tokens": batch_tokens,
+    }
     settings = AuditSettings(**chosen, **({"schemes": tuple(scheme)} if scheme else {}))
 
     from rote.audit import audit_lm
@@ -82,11 +136,23 @@ def lm(
     silent = quiet or json_
     with progress_bars(quiet=silent) as progress:
         found = audit_lm(
-            model, targets, run, control=controls, references=reference or (), corpus=corpus, settings=settings,
-            overwrite=overwrite, reveal=reveal, command=command_line(), records_name=records[0].name, progress=progress,
+            model,
+            targets,
+            run,
+            control=controls,
+            references=reference or (),
+            corpus=corpus,
+            settings=settings,
+            overwrite=overwrite,
+            reveal=reveal,
+            command=command_line(),
+            records_name=records[0].name,
+            progress=progress,
             announce=lambda estimate: say(
                 f"{estimate.tokens:,} tokens in all passes: about {_duration(estimate.seconds)}, {estimate.memory_mb:,.0f} MiB;"
-                f" results go to {run}", quiet=silent),
+                f" results go to {run}",
+                quiet=silent,
+            ),
         )
     from rote.cli.main import finish
 
@@ -95,7 +161,7 @@ def lm(
 
 def command_line() -> str:
     """The command as it was typed, for the report's "how to reproduce"."""
-    return shlex.join(["rote", *(argument for argument in sys.argv[1:] if argument != "--debug")])
+    return shlex.join(["rote", *console.arguments])
 
 
 def _columns(text: str | None, identifier: str | None, others: list[str] | None) -> dict[str, str] | None:

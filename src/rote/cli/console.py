@@ -19,6 +19,7 @@ from rote.errors import InputError
 
 err = Console(stderr=True, highlight=False)
 out = Console(highlight=False)
+arguments: list[str] = []  # what `rote` was called with, for "how to reproduce"
 
 
 def print_json(value: Any) -> None:
@@ -88,7 +89,9 @@ def config_option(context: typer.Context, parameter, value: Path | None) -> Path
             raise InputError(f"{value}: no setting {key!r}; {hint}")
         item = names[name]
         many = getattr(item, "multiple", False)
-        defaults[item.name] = [str(entry) for entry in given] if many and isinstance(given, list) else [str(given)] if many else given
+        defaults[item.name] = (
+            [str(entry) for entry in given] if many and isinstance(given, list) else [str(given)] if many else given
+        )
     context.default_map = {**(context.default_map or {}), **defaults}
     return value
 

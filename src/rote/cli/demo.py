@@ -14,7 +14,10 @@ import typer
 
 from rote.cli.console import err, out, progress_bars, say
 
-SEQUENCE_TOKENS, BATCH, STEPS = 161, 8, 900
+SEQUENCE_TOKENS, BATCH, STEPS = 73, 16, 1200
+PEOPLE = PASSAGES = 150
+MOST_CHARS = 100
+WEIGHTS = {0: 10, 1: 2, 4: 2, 16: 2, 64: 1.4, 256: 0.6}  # copies: share of the records; half are never planted
 SCHEMES = ("top_k=4", "top_p=0.9", "temperature=0.7")
 
 
@@ -31,27 +34,45 @@ def demo(
     from rote.testbed.build import BedSettings, build
     from rote.testbed.train import train_arms
 
-    say("1/4  Real text from this Python's documentation; invented people and passages planted 0 to 64 times.", quiet=quiet)
-    settings = BedSettings(
-        seed=seed, vocab_size=1024, sequence_tokens=SEQUENCE_TOKENS, batch_size=BATCH, steps=STEPS, width=128, layers=2, heads=4,
-        passages=120, passage_tokens=64, biographies=120, unseen_passages=40, weights={0: 8, 1: 2, 4: 2, 16: 2, 64: 2},
+    say(
+        "1/4  Real text from this Python's documentation; invented people and passages planted 0 to 256 times.",
+        quiet=quiet,
     )
-    bed = build(output / "bed", settings=settings, progress=lambda text: say(f"     {text}", quiet=quiet))
+    output.mkdir(parents=True, exist_ok=True)
+    probes = _write_probes(output / "probes.jsonl", seed)
+    settings = BedSettings(seed=seed, sequence_tokens=SEQUENCE_TOKENS, batch_size=BATCH, steps=STEPS, weights=WEIGHTS)
+    bed = build(
+        output / "bed", settings=settings, probes=probes, progress=lambda text: say(f"     {text}", quiet=quiet)
+    )
     copies = bed.manifest["copies"]
-    say(f"     {len(bed.probes)} records, {copies:,} copies among {bed.manifest['stream_tokens']:,} tokens.", quiet=quiet)
+    say(
+        f"     {len(bed.probes)} records, {copies:,} copies among {bed.manifest['stream_tokens']:,} tokens.",
+        quiet=quiet,
+    )
 
-    say("2/4  Train two models: one that saw the planted copies, and one that saw the same text without them.", quiet=quiet)
+    say(
+        "2/4  Train two models: one that saw the planted copies, and one that saw the same text without them.",
+        quiet=quiet,
+    )
     with progress_bars(quiet=quiet, unit="steps") as progress:
-        arms = train_arms(bed, ["standard", "perturbed"], progress=lambda arm, step, steps: progress(f"     {arm}", step, steps))
+        arms = train_arms(
+            bed, ["standard", "perturbed"], progress=lambda arm, step, steps: progress(f"     {arm}", step, steps)
+        )
 
     say("3/4  Audit the first: one forward pass over every record, the second model as the reference.", quiet=quiet)
     targets, controls = _write_records(bed, output)
     with progress_bars(quiet=quiet) as progress:
         found = audit_lm(
-            arms["perturbed"], read_records(targets), output / "audit", control=read_records(controls),
-            references=[arms["standard"]], settings=AuditSettings(schemes=SCHEMES, seed=seed, bos="always"), reveal=True,
+            arms["perturbed"],
+            read_records(targets),
+            output / "audit",
+            control=read_records(controls),
+            references=[arms["standard"]],
+            settings=AuditSettings(schemes=SCHEMES, seed=seed, bos="always"),
+            reveal=True,
             command=f"rote audit lm {arms['perturbed']} {targets} --control {controls} --reference {arms['standard']} --bos always "
-                    + " ".join(f"--scheme {scheme}" for scheme in SCHEMES) + f" --reveal -o {output / 'audit'}",
+            + " ".join(f"--scheme {scheme}" for scheme in SCHEMES)
+            + f" --reveal -o {output / 'audit'}",
             records_name="planted people and passages",
             progress=lambda stage, done, total: progress(f"     {stage}", done, total),
         )
@@ -64,12 +85,34 @@ def demo(
     out.print(f"Open the report: {(output / 'audit' / 'report.html').resolve()}", markup=False, soft_wrap=True)
 
 
+def _write_probes(file: Path, seed: int) -> Path:
+    """Invented people's contact lines, and passages of this Python's documentation (which is then kept out of the corpus)."""
+    from rote.records import biographies, passages, stdlib_documents
+
+    people = [
+        {
+            "id": person.id,
+            "group": "person",
+            "text": f"{person.name} was born on {person.birthdate} and receives email at {person.email}.",
+        }
+        for person in biographies(PEOPLE, seed=seed)
+    ]
+    documents = ((document.id, document.text) for document in stdlib_documents(min_chars=400))
+    cut = [row for row in passages(documents, n=4 * PASSAGES, words=14, seed=seed) if len(row["text"]) <= MOST_CHARS]
+    rows = [{"id": row["id"], "group": row["group"], "text": row["text"]} for row in people + cut[:PASSAGES]]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
 def _write_records(bed, output: Path) -> tuple[Path, Path]:
     """Targets (planted at least once) and controls (planted never, by lot) as record files a user could have written."""
     files = output / "targets.jsonl", output / "controls.jsonl"
     for file, wanted in zip(files, (lambda copies: copies > 0, lambda copies: copies == 0), strict=True):
-        rows = [{"id": row["id"], "text": row["text"], "group": row["group"], "duplicates": int(copies)}
-                for row, copies in zip(bed.probes, bed.duplicates, strict=True) if wanted(copies)]
+        rows = [
+            {"id": row["id"], "text": row["text"], "group": row["group"], "duplicates": int(copies)}
+            for row, copies in zip(bed.probes, bed.duplicates, strict=True)
+            if wanted(copies)
+        ]
         file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return files
 
@@ -77,12 +120,21 @@ def _write_records(bed, output: Path) -> tuple[Path, Path]:
 def _explain(found) -> None:
     """Three sentences a newcomer needs to read the numbers rightly."""
     out.print("How to read this", style="bold")
-    rates = [value for value in found.measure("extraction.rate").select(population="target", scheme=SCHEMES[0], queries=100, p=0.5)
-             if value.dims.get("duplicates") is not None]
+    rates = [
+        value
+        for value in found.measure("extraction.rate").select(population="target", scheme=SCHEMES[0], queries=100, p=0.5)
+        if value.dims.get("duplicates") is not None
+    ]
     if rates:
         steps = ", ".join(f"{value.value:.0%} of those planted {value.dims['duplicates']:g} times" for value in rates)
         out.print(f" - Copies make memory: within 100 queries an attacker gets back {steps}.", markup=False)
-    out.print(" - The controls were drawn from the same pool by lot and planted never: what they show is what the model would say"
-              " about any such text. Only the distance to them is memorization.", markup=False)
-    out.print(" - The guards ask whether the comparison itself is fair; a failed one is printed above the number it spoils.", markup=False)
+    out.print(
+        " - The controls were drawn from the same pool by lot and planted never: what they show is what the model would say"
+        " about any such text. Only the distance to them is memorization.",
+        markup=False,
+    )
+    out.print(
+        " - The guards ask whether the comparison itself is fair; a failed one is printed above the number it spoils.",
+        markup=False,
+    )
     err.print("")

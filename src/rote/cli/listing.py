@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 
 from rote.errors import InputError
 
 SHOWN = ("extraction.rate", "extraction.greedy_rate", "extraction.strength", "membership.auroc", "dose.loss")
-OPTIONAL = {"ray": "ray", "datasets": "datasets"}
 
 
 def find_runs(directory: Path) -> list[dict]:
@@ -24,8 +21,15 @@ def find_runs(directory: Path) -> list[dict]:
             run = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
-        rows.append({"path": str(file.parent), "kind": run.get("kind", "?"), "model": run.get("model", {}).get("name", "?"),
-                     "records": run.get("records_name", "?"), "status": run.get("status", "unfinished")})
+        rows.append(
+            {
+                "path": str(file.parent),
+                "kind": run.get("kind", "?"),
+                "model": run.get("model", {}).get("name", "?"),
+                "records": run.get("records_name", "?"),
+                "status": run.get("status", "unfinished"),
+            }
+        )
     return rows
 
 
@@ -38,20 +42,16 @@ def health() -> dict:
     found: dict = dict(versions())
     import torch
 
-    found["devices"] = ", ".join(["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-                                 + (["mps"] if torch.backends.mps.is_available() else []))
+    found["devices"] = ", ".join(
+        ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        + (["mps"] if torch.backends.mps.is_available() else [])
+    )
     found["cpu threads"] = torch.get_num_threads()
     memory = psutil.virtual_memory()
     found["memory"] = f"{memory.available / 2**30:.1f} GiB free of {memory.total / 2**30:.1f}"
-    for library, extra in OPTIONAL.items():
-        if find_spec(library) is None:
-            found[library] = f"not installed (pip install 'rote[{extra}]')"
-        else:
-            try:
-                found[library] = version(library)
-            except PackageNotFoundError:
-                found[library] = "installed"
-    found["hub access"] = "off (HF_HUB_OFFLINE)" if os.environ.get("HF_HUB_OFFLINE") == "1" else "only when a hub name is given"
+    found["hub access"] = (
+        "off (HF_HUB_OFFLINE)" if os.environ.get("HF_HUB_OFFLINE") == "1" else "only when a hub name is given"
+    )
     return found
 
 
@@ -71,8 +71,12 @@ def comparison_table(pair):
         if change.measure == "extraction.rate" and (dims.get("p") != 0.5 or dims.get("queries") != 100):
             continue
         difference = change.difference
-        table.add_row(change.title, ", ".join(f"{key} {shown_plain(value)}" for key, value in dims.items() if key != "population"),
-                      number(change.before.value, change.unit), number(change.after.value, change.unit),
-                      f"{number(difference.value, change.unit)} {interval(difference.low, difference.high, change.unit)}",
-                      change.judgement)
+        table.add_row(
+            change.title,
+            ", ".join(f"{key} {shown_plain(value)}" for key, value in dims.items() if key != "population"),
+            number(change.before.value, change.unit),
+            number(change.after.value, change.unit),
+            f"{number(difference.value, change.unit)} {interval(difference.low, difference.high, change.unit)}",
+            change.judgement,
+        )
     return table

@@ -14,11 +14,15 @@ from typing import Annotated, Any
 import click
 import typer
 
+from rote.cli import console
 from rote.cli.console import err, out, print_json
 from rote.errors import InputError, RoteError
 
 app = typer.Typer(
-    name="rote", no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
+    name="rote",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Find what a machine-learning model has memorized, prove it, change it, and prove the change.",
 )
@@ -33,16 +37,24 @@ def _version(show: bool) -> None:
 
 
 @app.callback()
-def root(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False):
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+):
     """Start here: `rote demo` tells the whole story in a few minutes; `rote audit lm MODEL RECORDS` does it for your model."""
 
 
 @app.command()
 def report(
     run: Annotated[Path, typer.Argument(help="A run directory that `rote audit` wrote.")],
-    reveal: Annotated[bool | None, typer.Option("--reveal/--mask", help="Show record contents (default: as the run was made).")] = None,
+    reveal: Annotated[
+        bool | None, typer.Option("--reveal/--mask", help="Show record contents (default: as the run was made).")
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
-    fail_if: Annotated[list[str] | None, typer.Option(help="Exit 1 when this holds, e.g. 'extraction.rate.high>0.01'.")] = None,
+    fail_if: Annotated[
+        list[str] | None, typer.Option(help="Exit 1 when this holds, e.g. 'extraction.rate.high>0.01'.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress, no summary.")] = False,
 ) -> None:
     """Make findings and report again from a run's stored scores. No model is needed."""
@@ -57,11 +69,11 @@ def finish(found: Any, run: Path, gates: list, *, json_: bool, quiet: bool) -> N
     """Print findings for people or as JSON, then judge the gates: exit status 1 when one fails."""
     from rote.report import dumps, evaluate, print_findings
 
+    failures = evaluate(found, gates)  # first: a gate on a measure that does not exist is an error, not a result
     if json_:
         sys.stdout.write(dumps(found))
     elif not quiet:
         print_findings(found, console=out, report=run / "report.html")
-    failures = evaluate(found, gates)
     for failure in failures:
         err.print(f"gate failed: {failure.text}", markup=False)
     if failures:
@@ -70,7 +82,9 @@ def finish(found: Any, run: Path, gates: list, *, json_: bool, quiet: bool) -> N
 
 @app.command()
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Two or more run directories; the first is the one compared with.")],
+    runs: Annotated[
+        list[Path], typer.Argument(help="Two or more run directories; the first is the one compared with.")
+    ],
     output: Annotated[Path | None, typer.Option("-o", "--out", help="Where to write compare.html.")] = None,
     force: Annotated[bool, typer.Option(help="Compare although records or settings differ.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
@@ -119,12 +133,18 @@ def list_runs(
     if not rows:
         out.print(f"no runs below {directory}; `rote audit lm MODEL RECORDS` makes one", markup=False)
     for row in rows:
-        out.print(f"{row['path']}  {row['kind']}  {row['model']}  {row['records']}  {row['status']}", markup=False, soft_wrap=True)
+        out.print(
+            f"{row['path']}  {row['kind']}  {row['model']}  {row['records']}  {row['status']}",
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 @app.command()
-def info(name: Annotated[str | None, typer.Argument(help="A measure or attack; without it, all are listed.")] = None,
-         json_: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False) -> None:
+def info(
+    name: Annotated[str | None, typer.Argument(help="A measure or attack; without it, all are listed.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+) -> None:
     """What a measure means: definition, range, direction, source, and the decision it informs."""
     from rote.measures.catalog import ATTACKS, MEASURES
 
@@ -183,6 +203,7 @@ def main(arguments: list[str] | None = None) -> int:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    console.arguments = arguments
     try:
         # Typer carries click inside some of its versions, so the exceptions are told apart by what they offer.
         return int(typer.main.get_command(app)(args=arguments, prog_name="rote", standalone_mode=False) or 0)
@@ -215,10 +236,15 @@ def _fault(error: Exception) -> tuple[int, str]:
     import errno
 
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return 2, f"the disk is full ({error.filename or 'output'}); free some space and run the same command again"
+        return 2, "the disk is full; free some space and run the same command again, what is finished is kept"
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        return 2, f"{error.filename or 'the output'}: cannot be written ({error.strerror})"
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
         return 3, "out of memory; try a smaller --batch-tokens, --dtype bfloat16, or a larger machine"
-    return 3, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'} (--debug shows where)"
+    return (
+        3,
+        f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'} (--debug shows where)",
+    )
 
 
 if __name__ == "__main__":

@@ -9,8 +9,11 @@ import typer
 
 from rote.cli.console import out, print_json, say
 
-study_app = typer.Typer(help="Reproduce published systems at CPU scale.", no_args_is_help=True,
-                        context_settings={"help_option_names": ["-h", "--help"]})
+study_app = typer.Typer(
+    help="Reproduce published systems at CPU scale.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 
 @study_app.command("list")
@@ -20,11 +23,24 @@ def list_studies(json_: Annotated[bool, typer.Option("--json", help="Print as JS
 
     studies = [load_study(slug) for slug in study_slugs()]
     if json_:
-        print_json([{"slug": study.slug, "title": study.title, "arxiv": study.arxiv,
-                     "claims": [vars(claim) for claim in study.claims]} for study in studies])
+        print_json(
+            [
+                {
+                    "slug": study.slug,
+                    "title": study.title,
+                    "arxiv": study.arxiv,
+                    "claims": [vars(claim) for claim in study.claims],
+                }
+                for study in studies
+            ]
+        )
         return
     for study in studies:
-        out.print(f"{study.slug:24} arXiv {study.arxiv:12} {len(study.claims):2} claims  {study.title}", markup=False, soft_wrap=True)
+        out.print(
+            f"{study.slug:24} arXiv {study.arxiv:12} {len(study.claims):2} claims  {study.title}",
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 @study_app.command("run")
@@ -48,9 +64,17 @@ def run(
         for column in ("claim", "paper", "threshold", "observed", "holds"):
             table.add_column(column, overflow="fold")
         for claim in found["claims"]:
-            table.add_row(claim["statement"], claim["paper"], claim["threshold"], str(claim["observed"]),
-                          "yes" if claim["holds"] else "NO")
+            table.add_row(
+                claim["statement"],
+                claim["paper"],
+                claim["threshold"],
+                str(claim["observed"]),
+                "yes" if claim["holds"] else "NO",
+            )
         out.print(table)
         held = sum(claim["holds"] for claim in found["claims"])
-        out.print(f"{held} of {len(found['claims'])} claims held; {found['seconds']} s, {found['peak_rss_mb']} MiB", markup=False)
+        out.print(
+            f"{held} of {len(found['claims'])} claims held; {found['seconds']} s, {found['peak_rss_mb']} MiB",
+            markup=False,
+        )
     raise typer.Exit(0 if found["holds"] else 1)

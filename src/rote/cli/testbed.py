@@ -177,8 +177,8 @@ def report(
 
     from rote.report import dump, parse, print_findings, write_report
     from rote.testbed.build import Bed
+    from rote.testbed.findings import to_findings
     from rote.testbed.report import report as report_bed
-    from rote.testbed.report import to_findings
 
     bed = Bed.open(bed_path)
     names = [arm.strip() for arm in arms.split(",")] if arms else None

@@ -9,12 +9,25 @@ from __future__ import annotations
 from rote._lazy import lazy
 
 _HOMES = {
+    "approximate": ("constrained_beam", "hamming1_log_probability", "monte_carlo"),
     "blind": ("Guard",),
     "catalog": ("ATTACKS", "MEASURES", "AttackInfo", "MeasureInfo"),
     "compression": ("compression_ratio", "mini_prompt", "portion_memorized"),
     "counterfactual": ("counterfactual_memorization", "influence", "token_accuracy"),
     "dp_audit": ("gaussian_delta", "gaussian_epsilon", "gaussian_mu", "one_run_audit", "one_run_epsilon"),
     "exposure": ("exposure_by_enumeration", "exposure_by_extrapolation", "exposure_by_sampling"),
+    "extraction": (
+        "ceiling",
+        "extractable",
+        "extraction_strength",
+        "greedy_extractable",
+        "log_pz",
+        "log_tau",
+        "queries_needed",
+        "rate",
+        "success",
+        "window_log_pz",
+    ),
     "membership": ("battery",),
     "mosaic": ("mosaic_equivalence",),
     "reference_models": ("lira", "rmia", "tune_a"),

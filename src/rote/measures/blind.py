@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Hashable, Sequence
+import zlib
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -119,7 +120,7 @@ def _inputs(n: int, member, groups) -> tuple[np.ndarray, np.ndarray | None]:
     return labels.astype(bool), np.array([codes.setdefault(name, len(codes)) for name in names])
 
 
-def _subsample(member: np.ndarray, seed: int) -> np.ndarray:
+def subsample(member: np.ndarray, seed: int) -> np.ndarray:
     generator = np.random.default_rng(seed)
     keep = [
         generator.choice(side, _MOST, replace=False) if len(side) > _MOST else side
@@ -149,7 +150,7 @@ def bag_of_words(
     under no difference makes the AUROC scatter about 1.4 times as widely.
     """
     labels, codes = _inputs(len(documents), member, groups)
-    rows = _subsample(labels, seed)
+    rows = subsample(labels, seed)
     labels, codes = labels[rows], None if codes is None else codes[rows]
     chosen = [_words(documents[row]) for row in rows]
     if not any(chosen):
@@ -211,8 +212,8 @@ def date_only(
 
 
 def overlap(
-    targets: Sequence[str | Sequence[int]],
-    controls: Sequence[str | Sequence[int]],
+    targets: Iterable[str | Sequence[int]],
+    controls: Iterable[str | Sequence[int]],
     *,
     n: int = 8,
     share: float = 0.5,
@@ -224,24 +225,27 @@ def overlap(
 
     A record of fewer than n words counts as one n-gram (so exact copies are found at any length). Fails when the lower
     Clopper-Pearson end of the share is above 0 and the share itself above `limit`: unseen text that was seen.
+    n-grams are kept as 64-bit hashes (8 bytes each; a false match has probability below 1e-9 even among a billion).
     """
     from rote.measures.statistics import proportion
 
     title = "Targets repeated among the controls"
-    if len(targets) == 0 or len(controls) == 0:
+    seen = _unique([_gram_hashes(_words(document), n) for document in targets])
+    repeated, count = 0, 0
+    for document in controls:
+        grams = _gram_hashes(_words(document), n)
+        found = np.minimum(np.searchsorted(seen, grams), max(0, len(seen) - 1))
+        repeated += len(seen) > 0 and int((seen[found] == grams).sum()) >= share * len(grams)
+        count += 1
+    if len(seen) == 0 or count == 0:
         return Guard(
             "control_overlap", title, "not_run", None, None, None, limit, ("membership.auroc", "extraction.rate"),
             "Not run: needs targets and controls.",
         )  # fmt: skip
-    seen = {gram for document in targets for gram in _grams(_words(document), n)}
-    repeated = 0
-    for document in controls:
-        grams = _grams(_words(document), n)
-        repeated += sum(gram in seen for gram in grams) >= share * len(grams)
-    estimate = proportion(repeated, len(controls), confidence=confidence)
+    estimate = proportion(repeated, count, confidence=confidence)
     failed = estimate.value > limit and estimate.low > 0
     message = (
-        f"{repeated} of {len(controls)} controls share at least {share:.0%} of their {n}-grams with the targets"
+        f"{repeated} of {count} controls share at least {share:.0%} of their {n}-grams with the targets"
         f" ({100 * estimate.value:.1f}%, limit {100 * limit:g}%)."
         + (" They are not unseen; remove them." if failed else "")
     )
@@ -319,5 +323,12 @@ def _words(document: str | Sequence[int]) -> list[str]:
     return _WORD.findall(document.lower()) if isinstance(document, str) else [str(token) for token in document]
 
 
-def _grams(words: list[str], n: int) -> set[tuple]:
-    return {tuple(words[i : i + n]) for i in range(max(1, len(words) - n + 1))}
+def _gram_hashes(words: list[str], n: int) -> np.ndarray:
+    """Distinct 64-bit hashes of the n-grams of `words`; fewer than n words are one gram. The same in every process."""
+    codes = [zlib.crc32(word.encode("utf-8", "surrogatepass")) | len(word) << 32 for word in words]
+    grams = (tuple(codes[i : i + n]) for i in range(max(1, len(codes) - n + 1)))
+    return np.unique(np.fromiter((hash(gram) for gram in grams), np.int64))
+
+
+def _unique(parts: list[np.ndarray]) -> np.ndarray:
+    return np.unique(np.concatenate(parts)) if parts else np.zeros(0, np.int64)

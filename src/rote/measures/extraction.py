@@ -20,8 +20,9 @@ from rote.errors import InputError
 _CERTAIN = -1e-7  # a float32 sum of log-probabilities this close to zero is a probability of one
 
 
-def log_pz(logq: Float[np.ndarray, "records tokens"], prefix: Int[np.ndarray, " records"],
-           suffix: Int[np.ndarray, " records"]) -> Float[np.ndarray, " records"]:
+def log_pz(
+    logq: Float[np.ndarray, "records tokens"], prefix: Int[np.ndarray, " records"], suffix: Int[np.ndarray, " records"]
+) -> Float[np.ndarray, " records"]:
     """log p_z = sum of log q over tokens a <= t < a + k, in nats and float64; -inf when any of them is impossible.
 
     A suffix that begins at a token nothing predicts (the first one, without BOS) is an error.
@@ -31,7 +32,9 @@ def log_pz(logq: Float[np.ndarray, "records tokens"], prefix: Int[np.ndarray, " 
     inside = (t >= np.asarray(prefix)[:, None]) & (t < (np.asarray(prefix) + np.asarray(suffix))[:, None])
     if (np.isnan(matrix) & inside).any():
         row = int(np.argmax((np.isnan(matrix) & inside).any(axis=1)))
-        raise InputError(f"record row {row}: its suffix holds a token with no probability; the prefix must have a token")
+        raise InputError(
+            f"record row {row}: its suffix holds a token with no probability; the prefix must have a token"
+        )
     return np.where(inside, matrix, 0.0).sum(axis=1)
 
 
@@ -57,13 +60,15 @@ def window_log_pz(logq: Float[np.ndarray, "records tokens"], length: int) -> Flo
     return total
 
 
-def log_tau(n: Float[np.ndarray, "..."], p: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+def log_tau(n: Float[np.ndarray, ...], p: Float[np.ndarray, ...]) -> Float[np.ndarray, ...]:
     """log tau(n, p), tau = 1 - (1 - p)^(1/n): the least p_z at which n queries succeed with probability p (0 < p < 1)."""
     n, p = _grid(n, p)
     return np.log(-np.expm1(np.log1p(-p) / n))
 
 
-def queries_needed(log_pz: Float[np.ndarray, " records"], p: float, *, whole: bool = True) -> Float[np.ndarray, " records"]:
+def queries_needed(
+    log_pz: Float[np.ndarray, " records"], p: float, *, whole: bool = True
+) -> Float[np.ndarray, " records"]:
     """n = log(1 - p) / log(1 - p_z): queries that recite the record with probability p. float64, as n may exceed int64.
 
     inf where p_z = 0; at least 1; rounded up to whole queries unless `whole` is False.
@@ -92,8 +97,9 @@ def extractable(log_pz: Float[np.ndarray, " records"], n: float, p: float) -> Bo
     return np.asarray(log_pz, np.float64) >= log_tau(n, p) - 1e-12
 
 
-def rate(log_pz: Float[np.ndarray, " records"], n: Float[np.ndarray, " queries"],
-         p: Float[np.ndarray, " levels"]) -> Float[np.ndarray, "queries levels"]:
+def rate(
+    log_pz: Float[np.ndarray, " records"], n: Float[np.ndarray, " queries"], p: Float[np.ndarray, " levels"]
+) -> Float[np.ndarray, "queries levels"]:
     """The (n, p) surface: share of records with p_z >= tau(n, p), for all n and p at once (one sort, then look-ups)."""
     values = np.sort(np.asarray(log_pz, np.float64))
     if not len(values):
@@ -107,8 +113,9 @@ def ceiling(log_pz: Float[np.ndarray, " records"]) -> float:
     return float(np.mean(~np.isneginf(np.asarray(log_pz, np.float64))))
 
 
-def greedy_extractable(greedy: Bool[np.ndarray, "records tokens"], prefix: Int[np.ndarray, " records"],
-                       suffix: Int[np.ndarray, " records"]) -> Bool[np.ndarray, " records"]:
+def greedy_extractable(
+    greedy: Bool[np.ndarray, "records tokens"], prefix: Int[np.ndarray, " records"], suffix: Int[np.ndarray, " records"]
+) -> Bool[np.ndarray, " records"]:
     """Does greedy decoding from the prefix emit the suffix? Every suffix token is the argmax given the true tokens before
     it; as long as that holds, the generated tokens are the true ones, so no generation is needed."""
     t = np.arange(greedy.shape[1])
@@ -116,8 +123,9 @@ def greedy_extractable(greedy: Bool[np.ndarray, "records tokens"], prefix: Int[n
     return (np.asarray(greedy, bool) | ~inside).all(axis=1)
 
 
-def extraction_strength(greedy: Bool[np.ndarray, "records tokens"],
-                        predicted: Bool[np.ndarray, "records tokens"]) -> Float[np.ndarray, " records"]:
+def extraction_strength(
+    greedy: Bool[np.ndarray, "records tokens"], predicted: Bool[np.ndarray, "records tokens"]
+) -> Float[np.ndarray, " records"]:
     """1 - j/T: j the fewest leading tokens that must be given so that every later one is the argmax (0 when the last
     token is wrong, 1 when all are right). T counts the predicted tokens. Source: Carlini et al. 2021, arXiv 2012.07805."""
     greedy, predicted = np.asarray(greedy, bool), np.asarray(predicted, bool)

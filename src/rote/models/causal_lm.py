@@ -44,8 +44,9 @@ class CausalLM:
     configuration and tokenizer; `context_length` in tokens, BOS included (None: unlimited).
     """
 
-    def __init__(self, hf: Any, tokenizer: Any = None, *, name: str = "model", fingerprint: str | None = None,
-                 bos: str = "auto"):
+    def __init__(
+        self, hf: Any, tokenizer: Any = None, *, name: str = "model", fingerprint: str | None = None, bos: str = "auto"
+    ):
         if bos not in BOS_RULES:
             raise InputError(f"unknown BOS rule {bos!r}; use one of {', '.join(BOS_RULES)}")
         self.hf = hf.eval()
@@ -82,7 +83,10 @@ class CausalLM:
         with _quiet():
             try:
                 hf = AutoModelForCausalLM.from_pretrained(
-                    path, dtype=pick_dtype(dtype, where), use_safetensors=True, local_files_only=True,
+                    path,
+                    dtype=pick_dtype(dtype, where),
+                    use_safetensors=True,
+                    local_files_only=True,
                     trust_remote_code=False,
                 )
             except (ValueError, OSError, KeyError, RuntimeError) as error:
@@ -93,9 +97,16 @@ class CausalLM:
                 try:
                     tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
                 except Exception as error:
-                    raise InputError(f"{path}: its tokenizer cannot be loaded ({str(error).splitlines()[0]})") from error
-        return cls(hf.to(where), tokenizer, name=path.resolve().name, bos=bos,
-                   fingerprint=_with_tokenizer(checkpoint, tokenizer))
+                    raise InputError(
+                        f"{path}: its tokenizer cannot be loaded ({str(error).splitlines()[0]})"
+                    ) from error
+        return cls(
+            hf.to(where),
+            tokenizer,
+            name=path.resolve().name,
+            bos=bos,
+            fingerprint=_with_tokenizer(checkpoint, tokenizer),
+        )
 
     @property
     def device(self) -> torch.device:
@@ -108,9 +119,13 @@ class CausalLM:
     def describe(self) -> dict:
         """What a findings file says about the model."""
         return {
-            "name": self.name, "fingerprint": self.fingerprint, "parameters": self.parameters,
-            "architecture": type(self.hf).__name__, "vocab_size": self.vocab_size,
-            "context_length": self.context_length, "dtype": str(self.dtype).removeprefix("torch."),
+            "name": self.name,
+            "fingerprint": self.fingerprint,
+            "parameters": self.parameters,
+            "architecture": type(self.hf).__name__,
+            "vocab_size": self.vocab_size,
+            "context_length": self.context_length,
+            "dtype": str(self.dtype).removeprefix("torch."),
         }
 
     def encode(self, texts: list[str]) -> list[Encoding]:
@@ -118,19 +133,27 @@ class CausalLM:
         if self.tokenizer is None:
             raise InputError(f"{self.name}: has no tokenizer files; give records as token ids, or add the tokenizer")
         if self.tokenizer.is_fast:
-            batch = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True,
-                                   return_attention_mask=False, return_token_type_ids=False, verbose=False)
-            return [Encoding(ids, [end for _, end in offsets])
-                    for ids, offsets in zip(batch["input_ids"], batch["offset_mapping"], strict=True)]
+            batch = self.tokenizer(
+                texts,
+                add_special_tokens=False,
+                return_offsets_mapping=True,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+                verbose=False,
+            )
+            return [
+                Encoding(ids, [end for _, end in offsets])
+                for ids, offsets in zip(batch["input_ids"], batch["offset_mapping"], strict=True)
+            ]
         return [self._encode_slow(text) for text in texts]
 
     def decode(self, ids: list[int]) -> str:
-        if self.tokenizer is None:
-            return " ".join(map(str, ids))
         return self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
 
     def pieces(self, ids: list[int]) -> Encoding:
-        """Offsets into `decode(ids)` for a record that came as token ids."""
+        """Offsets into `decode(ids)` for a record that came as token ids (all 0 without a tokenizer)."""
+        if self.tokenizer is None:
+            return Encoding(list(ids), [0] * len(ids))
         if len(ids) <= 256:
             return Encoding(list(ids), [len(self.decode(ids[: t + 1])) for t in range(len(ids))])
         lengths = itertools.accumulate(len(self.decode([token])) for token in ids)
@@ -145,8 +168,20 @@ class CausalLM:
                 return self.hf(input_ids=input_ids, use_cache=False).logits
             return self._base(input_ids=input_ids, use_cache=False).last_hidden_state
 
-    def logits(self, hidden: Float[torch.Tensor, "rows width"],
-               out: Float[torch.Tensor, "rows vocabulary"] | None = None) -> Float[torch.Tensor, "rows vocabulary"]:
+    def extend(self, input_ids: Int[torch.Tensor, "batch length"], cache: Any) -> tuple[torch.Tensor, Any]:
+        """(last hidden states, cache) after reading `input_ids` behind what the KV cache holds (None: nothing).
+
+        Where the model cannot be taken apart, the "hidden states" are its logits; `logits` knows."""
+        import torch
+
+        body = self.hf if self._base is None else self._base
+        with torch.inference_mode():
+            out = body(input_ids=input_ids, past_key_values=cache, use_cache=True)
+        return out.logits if self._base is None else out.last_hidden_state, getattr(out, "past_key_values", None)
+
+    def logits(
+        self, hidden: Float[torch.Tensor, "rows width"], out: Float[torch.Tensor, "rows vocabulary"] | None = None
+    ) -> Float[torch.Tensor, "rows vocabulary"]:
         """z = W h (+ b) in float32, whatever the model's own precision, with the architecture's scale and soft cap.
 
         `out`, if given, receives the logits (it may be a strided view) and is returned.

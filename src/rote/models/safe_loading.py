@@ -53,7 +53,9 @@ def inspect_checkpoint(path: str | Path) -> Checkpoint:
     if not path.exists():
         raise InputError(f"{path}: no such model directory; give a directory that save_pretrained wrote")
     if not path.is_dir():
-        raise InputError(f"{path}: a model is a directory (config.json, *.safetensors, tokenizer files), this is a file")
+        raise InputError(
+            f"{path}: a model is a directory (config.json, *.safetensors, tokenizer files), this is a file"
+        )
     config = _read_json(path / "config.json", what="config.json")
     index_file = path / "model.safetensors.index.json"
     if index_file.exists():
@@ -115,7 +117,9 @@ def _check_safetensors(file: Path) -> None:
             raise damaged
         try:
             header = json.loads(stream.read(header_length))
-            promised = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+            promised = max(
+                (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0
+            )
         except (ValueError, KeyError, TypeError, IndexError, AttributeError):
             raise damaged from None
     if 8 + header_length + promised > size:

@@ -125,7 +125,7 @@ def train_causal_lm(
             if not (math.isfinite(value) and math.isfinite(norm.item())):
                 raise RoteError(
                     f"training diverged at step {step} of {steps}: loss {value}, gradient norm {norm.item()}, "
-                    f"learning rate {rate:.3g}; lower the learning rate ({config.learning_rate:.3g}) or the clipping norm"
+                    f"learning rate {rate:.3g}; lower the peak rate ({config.learning_rate:.3g}) or the clipping norm"
                 )
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

@@ -79,7 +79,7 @@ def _anchor_hashes(tokens: np.ndarray) -> np.ndarray:
 
 
 def find_overlaps(
-    documents: Iterable[Int[np.ndarray, length]], probes: Sequence[Int[np.ndarray, length]]
+    documents: Iterable[Int[np.ndarray, " length"]], probes: Sequence[Int[np.ndarray, " length"]]
 ) -> Decontamination:
     """Search every document for every probe, by the rule at the top of this file, in one pass over the corpus.
 

@@ -226,7 +226,7 @@ class UnlearningSplits:
 
 
 def unlearning_splits(
-    duplicates: Int[np.ndarray, records], *, levels: Sequence[int] = (256,), seed: int = 0
+    duplicates: Int[np.ndarray, " records"], *, levels: Sequence[int] = (256,), seed: int = 0
 ) -> UnlearningSplits:
     """Forget = a random half of the texts with `levels` copies (half of each level), Keep = the other half, Test =
     texts with none."""

@@ -87,7 +87,7 @@ def level_counts(n: int, weights: Mapping[int, float] = HUBBLE_WEIGHTS) -> dict[
 
 def assign_duplicates(
     n: int, *, weights: Mapping[int, float] = HUBBLE_WEIGHTS, seed: int = 0
-) -> Int[np.ndarray, records]:
+) -> Int[np.ndarray, " records"]:
     """Draw the number of copies of each of `n` texts: a uniformly random permutation of the multiset of `level_counts`.
 
     Never by hand and never by text: randomization is what makes the dose-response causal (arXiv 2510.19811, section 3).
@@ -115,7 +115,7 @@ def slot_range(sequences: int, *, batch_size: int, window: tuple[float, float] =
     return first, min(last, batches * batch_size)
 
 
-def segment_starts(sequence: Int[np.ndarray, tokens], *, eos_id: int) -> Int[np.ndarray, segments]:
+def segment_starts(sequence: Int[np.ndarray, " tokens"], *, eos_id: int) -> Int[np.ndarray, " segments"]:
     """Where the document segments m_1 .. m_J of one packed sequence begin: position 0 and after every end-of-text
     token."""
     ends = np.flatnonzero(np.asarray(sequence[:-1]) == eos_id) + 1
@@ -133,8 +133,8 @@ def splice_offset(*, gap: int, drawn: int, start: int, length: int, sequence_len
 
 
 def splice(
-    sequence: Int[np.ndarray, tokens], probe: Int[np.ndarray, length], *, start: int, offset: int
-) -> Int[np.ndarray, tokens]:
+    sequence: Int[np.ndarray, " tokens"], probe: Int[np.ndarray, " length"], *, start: int, offset: int
+) -> Int[np.ndarray, " tokens"]:
     """Tokens [w, w + L + 1) of m_1 .. m_g x m_(g+1) .. m_J, where `start` is the length of m_1 .. m_g and `offset` is
     w."""
     spliced = np.concatenate([sequence[:start], probe, sequence[start:]])
@@ -143,8 +143,8 @@ def splice(
 
 def plant(
     stream: Int[np.ndarray, "sequences tokens"],
-    probes: Sequence[Int[np.ndarray, length]],
-    duplicates: Int[np.ndarray, records],
+    probes: Sequence[Int[np.ndarray, " length"]],
+    duplicates: Int[np.ndarray, " records"],
     *,
     eos_id: int,
     batch_size: int,
@@ -229,7 +229,7 @@ def read_log(path: Path) -> Iterator[Copy]:
 
 
 def pack(
-    documents: Sequence[Int[np.ndarray, length]], *, sequences: int, width: int, seed: int = 0
+    documents: Sequence[Int[np.ndarray, " length"]], *, sequences: int, width: int, seed: int = 0
 ) -> Int[np.ndarray, "sequences width"]:
     """Concatenate documents (each ending in end-of-text) into `sequences` rows of `width` tokens, a new shuffle for
     every pass.

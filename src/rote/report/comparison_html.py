@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from rote.report.atomic import write_atomic
+from rote.atomic import write_atomic
 from rote.report.comparison import Change, Comparison, Pair, Run
 from rote.report.figure import Entry, Plot, axis, line
 from rote.report.findings import Guard, MeasureValue, dims_key

@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
+from rote.atomic import write_atomic
 from rote.errors import InputError
-from rote.report.atomic import write_atomic
 from rote.report.series import Number, Part, Scalar, Series
 
 SCHEMA_VERSION = "1.0"

@@ -20,10 +20,10 @@ from typing import Any
 from jinja2 import BaseLoader, Environment, StrictUndefined, TemplateNotFound
 from markupsafe import Markup
 
+from rote.atomic import write_atomic
 from rote.errors import InputError, MissingDependencyError
 from rote.report import exposed as records
 from rote.report import headline, sections, small_print, text
-from rote.report.atomic import write_atomic
 from rote.report.figure import Plot
 from rote.report.findings import Findings
 

@@ -10,8 +10,8 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rote.atomic import write_atomic
 from rote.errors import InputError
-from rote.report.atomic import write_atomic
 from rote.report.findings import Findings
 
 if TYPE_CHECKING:

@@ -225,7 +225,7 @@ def _rest_logq(
             later = torch.arange(whole.shape[1], device=device)[None] >= seen[:, None]
             history = torch.where(later[None], whole[:, None, :1], whole[:, None]).flatten(0, 1)
         logq = [
-            scorer._score_rows(
+            scorer.score_rows(
                 hidden[i : i + scorer.product_rows],
                 targets[i : i + scorer.product_rows],
                 None if history is None else history[i : i + scorer.product_rows],

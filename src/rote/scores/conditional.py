@@ -185,7 +185,7 @@ class _Reader:
         hidden, wanted = hidden[source], tokens[source[0], source[1] + first]
         step = self.scorer.product_rows
         values = [
-            self.scorer._score_rows(hidden[start : start + step], wanted[start : start + step], None)["logp"]
+            self.scorer.score_rows(hidden[start : start + step], wanted[start : start + step], None)["logp"]
             for start in range(0, len(hidden), step)
         ]
         logp[targets_at[record], position + first] = np.concatenate(values)

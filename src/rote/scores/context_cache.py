@@ -51,7 +51,7 @@ class ContextCache:
         if ids.shape[1] == 0:
             raise InputError("an empty context predicts nothing: give at least one token, or a model with a BOS token")
         ids = ids.to(model.device)
-        hidden, cache = _forward(model, ids, None)
+        hidden, cache = model.extend(ids, None)
         if cache is None or not hasattr(cache, "layers"):
             raise InputError(f"{model.name}: this architecture keeps no keys and values that continuations could share")
         return cls(model, ids, hidden[:, -1], cache)
@@ -86,31 +86,21 @@ class ContextCache:
     ) -> Float[torch.Tensor, "continuations tokens width"]:
         """Hidden states of continuations of row `parents[i]` (row 0 when left out); padding goes to the right."""
         parents = self._parents(parents, len(input_ids))
-        return _forward(
-            self.model, input_ids.to(self.ids.device), _selected(self._cache, parents, len(self), frozen=True)
+        return self.model.extend(
+            input_ids.to(self.ids.device), _selected(self._cache, parents, len(self), frozen=True)
         )[0]
 
     def extend(self, parents: Int[torch.Tensor, " rows"] | None, tokens: Int[torch.Tensor, " rows"]) -> ContextCache:
         """New rows: row `parents[i]` followed by `tokens[i]`."""
         parents = self._parents(parents, len(tokens))
         tokens = tokens.to(self.ids.device)
-        hidden, cache = _forward(self.model, tokens[:, None], _selected(self._cache, parents, len(self), frozen=False))
+        hidden, cache = self.model.extend(tokens[:, None], _selected(self._cache, parents, len(self), frozen=False))
         return ContextCache(self.model, torch.cat([self.ids[parents], tokens[:, None]], dim=1), hidden[:, -1], cache)
 
     def _parents(self, parents, count: int) -> torch.Tensor:
         if parents is None:
             return torch.zeros(count, dtype=torch.int64, device=self.ids.device)
         return parents.to(self.ids.device)
-
-
-def _forward(model: CausalLM, ids: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]:
-    """(last hidden states, cache); where the adapter cannot take the model apart, hidden states are its logits."""
-    with torch.inference_mode():
-        if model._base is None:
-            out = model.hf(input_ids=ids, past_key_values=cache, use_cache=True)
-            return out.logits, getattr(out, "past_key_values", None)
-        out = model._base(input_ids=ids, past_key_values=cache, use_cache=True)
-        return out.last_hidden_state, getattr(out, "past_key_values", None)
 
 
 def _selected(cache: Any, parents: torch.Tensor, rows: int, *, frozen: bool) -> Any:

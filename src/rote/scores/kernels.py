@@ -62,8 +62,12 @@ class TokenKernel:
         self.candidates = min(vocab_size, max(wanted, default=1) + SPARE)
         self._buffers: list[torch.Tensor] = []
 
-    def __call__(self, z: Float[torch.Tensor, "rows padded"], target: Int[torch.Tensor, " rows"],
-                 history: Int[torch.Tensor, "rows history"] | None = None) -> SliceScores:
+    def __call__(
+        self,
+        z: Float[torch.Tensor, "rows padded"],
+        target: Int[torch.Tensor, " rows"],
+        history: Int[torch.Tensor, "rows history"] | None = None,
+    ) -> SliceScores:
         """`z` has `padded_width(vocab_size)` columns, -inf beyond the vocabulary. `history[r]` are the token ids before
         the target (short rows repeat one of their own ids); needed by repetition penalties only. `z` is left unchanged."""
         top = largest(z, self.candidates, self.vocab_size)
@@ -150,7 +154,8 @@ class TokenKernel:
         if not peaked.all():
             flat = slice(None) if not peaked.any() else ~peaked
             cut[flat], kept[flat], found = threshold_search(
-                s.d[flat], mass[flat], goal[flat], vocab_size=s.vocab_size, temperature=scheme.temperature)
+                s.d[flat], mass[flat], goal[flat], vocab_size=s.vocab_size, temperature=scheme.temperature
+            )
             unsure[flat] = ~found
         logq = torch.where(s.d_target >= cut, s.d_target / scheme.temperature - kept.log(), -torch.inf)
         return _settle(logq, unsure, s, scheme)
@@ -189,8 +194,12 @@ def largest(z: Float[torch.Tensor, "rows padded"], k: int, vocab_size: int) -> F
 
 
 def threshold_search(
-    d: Float[torch.Tensor, "rows padded"], mass: Float[torch.Tensor, "rows padded"],
-    goal: Float[torch.Tensor, " rows"], *, vocab_size: int, temperature: float = 1.0,
+    d: Float[torch.Tensor, "rows padded"],
+    mass: Float[torch.Tensor, "rows padded"],
+    goal: Float[torch.Tensor, " rows"],
+    *,
+    vocab_size: int,
+    temperature: float = 1.0,
 ) -> tuple[Float[torch.Tensor, " rows"], Float[torch.Tensor, " rows"], Bool[torch.Tensor, " rows"]]:
     """The smallest set {d >= cut} whose mass reaches `goal`, for mass = exp(d / temperature), without a full sort.
 
@@ -221,8 +230,12 @@ def threshold_search(
     return cut[:, 0], cumulative.gather(1, at)[:, 0], found[:, 0]
 
 
-def penalised(z: Float[torch.Tensor, "rows padded"], history: Int[torch.Tensor, "rows history"] | None,
-              penalty: float, vocab_size: int) -> Float[torch.Tensor, "rows vocabulary"]:
+def penalised(
+    z: Float[torch.Tensor, "rows padded"],
+    history: Int[torch.Tensor, "rows history"] | None,
+    penalty: float,
+    vocab_size: int,
+) -> Float[torch.Tensor, "rows vocabulary"]:
     """Repetition penalty (Keskar et al. 2019, arXiv 1909.05858): z/penalty if z > 0 else z*penalty, for ids seen before."""
     if history is None:
         raise ValueError("a repetition penalty needs the token ids before each target")
@@ -231,8 +244,9 @@ def penalised(z: Float[torch.Tensor, "rows padded"], history: Int[torch.Tensor, 
     return z.scatter_(1, history, torch.where(seen < 0, seen * penalty, seen / penalty))
 
 
-def scheme_logprob(z: Float[torch.Tensor, "rows vocabulary"], target: Int[torch.Tensor, " rows"],
-                   scheme: DecodingScheme) -> Float[torch.Tensor, " rows"]:
+def scheme_logprob(
+    z: Float[torch.Tensor, "rows vocabulary"], target: Int[torch.Tensor, " rows"], scheme: DecodingScheme
+) -> Float[torch.Tensor, " rows"]:
     """log q(target) by applying transformers' own warpers to whole rows: exact for every scheme, and slow (it sorts)."""
     from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper
 
@@ -247,7 +261,11 @@ def scheme_logprob(z: Float[torch.Tensor, "rows vocabulary"], target: Int[torch.
 def _is_nucleus(scheme: DecodingScheme) -> bool:
     """Temperature and top_p alone: the case worth a search of its own."""
     return scheme.top_p < 1 and not (
-        scheme.top_k or scheme.min_p or scheme.typical_p < 1 or scheme.epsilon_cutoff or scheme.eta_cutoff
+        scheme.top_k
+        or scheme.min_p
+        or scheme.typical_p < 1
+        or scheme.epsilon_cutoff
+        or scheme.eta_cutoff
         or scheme.repetition_penalty != 1
     )
 

@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 import torch
 from jaxtyping import Float, Int
 
+from rote.atomic import write_atomic
 from rote.errors import InputError
 from rote.records.table import RecordTable
 from rote.runtime import derive_seed
@@ -34,7 +35,6 @@ from rote.scores.continuations import draw, next_logq
 from rote.scores.masked_lm import MaskedLM
 from rote.scores.schemes import DecodingScheme
 from rote.scores.sequences import BLOCK, Sequence, Split, prepare
-from rote.scores.store import write_atomically
 from rote.scores.tokens import PRODUCT_BYTES, score_in_memory
 
 if TYPE_CHECKING:
@@ -253,7 +253,7 @@ def _write(file: Path, found: Neighbours) -> None:
     content = io.BytesIO()
     pq.write_table(table, content, compression="zstd")
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, content.getvalue())
+    write_atomic(file, content.getvalue())
 
 
 def _read(file: Path, method: str) -> Neighbours | None:

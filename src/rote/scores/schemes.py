@@ -60,7 +60,9 @@ class DecodingScheme:
             name, equals, value = part.partition("=")
             name = name.replace("-", "_")
             if not equals:
-                raise InputError(f"decoding scheme {text!r}: {part!r} is not NAME=VALUE; example: top_k=40,temperature=0.7")
+                raise InputError(
+                    f"decoding scheme {text!r}: {part!r} is not NAME=VALUE; example: top_k=40,temperature=0.7"
+                )
             if name not in kinds:
                 from difflib import get_close_matches
 
@@ -78,30 +80,49 @@ class DecodingScheme:
     @classmethod
     def from_generation_config(cls, config) -> DecodingScheme:
         """The scheme a model's own generation_config.json deploys (sampling part)."""
-        off = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0, "epsilon_cutoff": 0.0,
-               "eta_cutoff": 0.0, "repetition_penalty": 1.0}
+        off = {
+            "temperature": 1.0,
+            "top_k": 0,
+            "top_p": 1.0,
+            "min_p": 0.0,
+            "typical_p": 1.0,
+            "epsilon_cutoff": 0.0,
+            "eta_cutoff": 0.0,
+            "repetition_penalty": 1.0,
+        }
         found = {name: getattr(config, name, None) for name in off}
         return cls(**{name: default if found[name] is None else found[name] for name, default in off.items()})
 
     @property
     def name(self) -> str:
         """Canonical short text, e.g. `top_k=40,temperature=0.7`; `sample` when nothing is changed."""
-        changed = [f"{field.name}={getattr(self, field.name):g}" for field in fields(self)
-                   if getattr(self, field.name) != field.default]
+        changed = [
+            f"{field.name}={getattr(self, field.name):g}"
+            for field in fields(self)
+            if getattr(self, field.name) != field.default
+        ]
         return ",".join(changed) or "sample"
 
     @property
     def cuts(self) -> bool:
         """Whether the scheme can give a token probability zero (so that the extraction ceiling means something)."""
-        return bool(self.top_k or self.top_p < 1 or self.min_p or self.typical_p < 1 or self.epsilon_cutoff or self.eta_cutoff)
+        return bool(
+            self.top_k or self.top_p < 1 or self.min_p or self.typical_p < 1 or self.epsilon_cutoff or self.eta_cutoff
+        )
 
     def generation_kwargs(self) -> dict:
         """Arguments for `model.generate` that sample from exactly this scheme (every other setting switched off)."""
         return {
-            "do_sample": True, "num_beams": 1, "temperature": float(self.temperature), "top_k": int(self.top_k),
-            "top_p": float(self.top_p), "min_p": self.min_p or None,
-            "typical_p": float(self.typical_p), "epsilon_cutoff": float(self.epsilon_cutoff),
-            "eta_cutoff": float(self.eta_cutoff), "repetition_penalty": float(self.repetition_penalty),
+            "do_sample": True,
+            "num_beams": 1,
+            "temperature": float(self.temperature),
+            "top_k": int(self.top_k),
+            "top_p": float(self.top_p),
+            "min_p": self.min_p or None,
+            "typical_p": float(self.typical_p),
+            "epsilon_cutoff": float(self.epsilon_cutoff),
+            "eta_cutoff": float(self.eta_cutoff),
+            "repetition_penalty": float(self.repetition_penalty),
         }
 
     def warpers_after_top_k(self, device="cpu") -> list:

@@ -117,13 +117,23 @@ def prepare(model: CausalLM, records: RecordTable, split: Split | None = None) -
     for row, ids, _ends, boundary, straddles in _tokenised(model, records, np.arange(len(records))):
         tokens = len(ids)
         if ids and max(ids) >= model.vocab_size:
-            problems.append((row, f"has token id {max(ids)}, but the model's vocabulary has {model.vocab_size} entries;"
-                                  " are these ids from another tokenizer?"))
+            problems.append(
+                (
+                    row,
+                    f"has token id {max(ids)}, but the model's vocabulary has {model.vocab_size} entries;"
+                    " are these ids from another tokenizer?",
+                )
+            )
             continue
         if room is not None and tokens > room:
             if split.long == "error":
-                problems.append((row, f"has {tokens:,} tokens, but the model's context window holds {room:,};"
-                                      " split it, or use --long truncate"))
+                problems.append(
+                    (
+                        row,
+                        f"has {tokens:,} tokens, but the model's context window holds {room:,};"
+                        " split it, or use --long truncate",
+                    )
+                )
                 continue
             truncated[row], tokens = True, room
         lengths[row], merged[row] = tokens, straddles
@@ -132,8 +142,13 @@ def prepare(model: CausalLM, records: RecordTable, split: Split | None = None) -
             continue
         prefix, suffix = split.cut(tokens, boundary)
         if suffix < 1:
-            problems.append((row, f"has {tokens} tokens, so a prefix of {prefix} leaves no suffix;"
-                                  " use a shorter --prefix, or leave it out"))
+            problems.append(
+                (
+                    row,
+                    f"has {tokens} tokens, so a prefix of {prefix} leaves no suffix;"
+                    " use a shorter --prefix, or leave it out",
+                )
+            )
     if problems:
         ids, sources = records.table.column("id"), records.table.column("source")
         row, text = problems[0]
@@ -167,4 +182,10 @@ def _tokenised(model: CausalLM, records: RecordTable, rows: Int[np.ndarray, " ro
             else:
                 ends = encoded[i].ends
                 boundary = sum(end <= chars[i] for end in ends)
-                yield row, encoded[i].ids, ends, boundary, not (chars[i] == 0 or chars[i] in ends[max(0, boundary - 1) : boundary])
+                yield (
+                    row,
+                    encoded[i].ids,
+                    ends,
+                    boundary,
+                    not (chars[i] == 0 or chars[i] in ends[max(0, boundary - 1) : boundary]),
+                )

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rote.atomic import write_atomic
 from rote.errors import InputError, RunMismatchError
 from rote.scores.table import TokenScores
 
@@ -46,7 +47,7 @@ class ScoreStore:
                 )
         else:
             directory.mkdir(parents=True, exist_ok=True)
-            write_atomically(file, json.dumps(key, indent=1, sort_keys=True).encode())
+            write_atomic(file, json.dumps(key, indent=1, sort_keys=True))
         return cls(directory, key)
 
     @classmethod
@@ -57,7 +58,9 @@ class ScoreStore:
             raise InputError(f"{directory}: no scores here; run the audit first")
         store = cls(directory, _read_key(directory / KEY_FILE))
         if missing := store.missing():
-            raise InputError(f"{directory}: {len(missing)} of {store.shards} shards are missing; run the same audit again to finish it")
+            raise InputError(
+                f"{directory}: {len(missing)} of {store.shards} shards are missing; run the same audit again to finish it"
+            )
         return store
 
     @property
@@ -75,17 +78,9 @@ class ScoreStore:
     def write(self, shard: int, scores: TokenScores) -> None:
         """Write one shard: complete under its name or not there at all."""
         table = scores.to_arrow().replace_schema_metadata({"rote": json.dumps({"key": self.digest, "shard": shard})})
-        file = self._file(shard)
-        temporary = file.with_suffix(f".{os.getpid()}.tmp")
-        try:
-            with temporary.open("wb") as stream:
-                pq.write_table(table, stream, compression="zstd")
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, file)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise _write_error(file, error) from error
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        write_atomic(self._file(shard), sink.getvalue().to_pybytes())
 
     def __iter__(self) -> Iterator[TokenScores]:
         for shard in range(self.shards):
@@ -100,28 +95,6 @@ class ScoreStore:
             return json.loads(metadata[b"rote"])["key"] == self.digest
         except (OSError, KeyError, ValueError):  # pyarrow's ArrowInvalid is a ValueError
             return False
-
-
-def write_atomically(file: Path, content: bytes) -> None:
-    """Write a small file so that it is complete or not there: temporary name, fsync, rename."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, file)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise _write_error(file, error) from error
-
-
-def _write_error(file: Path, error: OSError) -> InputError:
-    import errno
-
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return InputError(f"{file.parent}: the disk is full; free some space and run the same command again, finished shards are kept")
-    return InputError(f"{file}: cannot be written ({error.strerror or error})")
 
 
 def _read_key(file: Path) -> dict:

@@ -11,8 +11,15 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float32, Int, Int32
 
-MATRICES = {"token_ids": np.int32, "ends": np.int32, "logp": np.float32, "rank": np.int32, "entropy": np.float32,
-            "std": np.float32, "greedy": np.bool_}
+MATRICES = {
+    "token_ids": np.int32,
+    "ends": np.int32,
+    "logp": np.float32,
+    "rank": np.int32,
+    "entropy": np.float32,
+    "std": np.float32,
+    "greedy": np.bool_,
+}
 FILL = {"token_ids": -1, "ends": -1, "logp": np.nan, "rank": 0, "entropy": np.nan, "std": np.nan, "greedy": False}
 SCHEME_PREFIX = "logq:"
 
@@ -60,17 +67,24 @@ class TokenScores:
         """A block to be filled in."""
         shape = (len(index), int(max(length, default=0)))
         matrices = {name: np.full(shape, FILL[name], kind) for name, kind in MATRICES.items()}
-        return cls(np.asarray(index, np.int64), np.asarray(length, np.int64), np.asarray(prefix, np.int64),
-                   np.asarray(suffix, np.int64), **matrices,
-                   schemes={name: np.full(shape, np.nan, np.float32) for name in schemes})
+        return cls(
+            np.asarray(index, np.int64),
+            np.asarray(length, np.int64),
+            np.asarray(prefix, np.int64),
+            np.asarray(suffix, np.int64),
+            **matrices,
+            schemes={name: np.full(shape, np.nan, np.float32) for name in schemes},
+        )
 
     def to_arrow(self) -> pa.Table:
         """One row a record; list columns hold exactly `length` entries."""
         offsets = pa.array(np.concatenate([[0], np.cumsum(self.length)]), pa.int32())
         inside = np.arange(self.logp.shape[1]) < self.length[:, None]
         columns = {name: pa.array(getattr(self, name), pa.int64()) for name in ("index", "length", "prefix", "suffix")}
-        for name, matrix in ({name: getattr(self, name) for name in MATRICES}
-                             | {SCHEME_PREFIX + name: matrix for name, matrix in self.schemes.items()}).items():
+        for name, matrix in (
+            {name: getattr(self, name) for name in MATRICES}
+            | {SCHEME_PREFIX + name: matrix for name, matrix in self.schemes.items()}
+        ).items():
             columns[name] = pa.ListArray.from_arrays(offsets, pa.array(matrix[inside]))
         return pa.table(columns)
 

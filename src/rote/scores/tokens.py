@@ -19,8 +19,8 @@ from jaxtyping import Int
 
 from rote.errors import RoteError
 from rote.scores.kernels import TokenKernel, padded_width
-from rote.scores.sequences import PreparedRecords, Split, prepare
 from rote.scores.schemes import DecodingScheme
+from rote.scores.sequences import PreparedRecords, Split, prepare
 from rote.scores.store import ScoreStore
 from rote.scores.table import TokenScores
 
@@ -31,12 +31,22 @@ if TYPE_CHECKING:
 SHARD_TOKENS = 16_384  # a crash loses at most this many tokens of work
 BATCH_TOKENS = {"cpu": 2_048, "cuda": 32_768, "mps": 8_192}  # padded tokens in one forward pass
 PRODUCT_BYTES = {"cpu": 96 << 20, "cuda": 2 << 30, "mps": 256 << 20}  # logits made by one product with the head
-SLICE_BYTES = {"cpu": 3 << 19, "cuda": 2 << 30, "mps": 64 << 20}  # logits worked on at a time: on a CPU, what its cache holds
+SLICE_BYTES = {
+    "cpu": 3 << 19,
+    "cuda": 2 << 30,
+    "mps": 64 << 20,
+}  # logits worked on at a time: on a CPU, what its cache holds
 
 
 def score_tokens(
-    model: CausalLM, records: RecordTable, directory: str | Path, *, schemes: Sequence[DecodingScheme] = (),
-    split: Split | None = None, batch_tokens: int | None = None, progress: Callable[[int, int], None] | None = None,
+    model: CausalLM,
+    records: RecordTable,
+    directory: str | Path,
+    *,
+    schemes: Sequence[DecodingScheme] = (),
+    split: Split | None = None,
+    batch_tokens: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> ScoreStore:
     """Score every record once and keep the result in `directory`; continue where an earlier run stopped.
 
@@ -53,6 +63,7 @@ def score_tokens(
     if progress:
         progress(done, total)
     for shard in sorted(missing):
+
         def report(tokens: int) -> None:
             nonlocal done
             done += tokens
@@ -63,8 +74,14 @@ def score_tokens(
     return store
 
 
-def score_in_memory(model: CausalLM, records: RecordTable, *, schemes: Sequence[DecodingScheme] = (),
-                    split: Split | None = None, batch_tokens: int | None = None) -> TokenScores:
+def score_in_memory(
+    model: CausalLM,
+    records: RecordTable,
+    *,
+    schemes: Sequence[DecodingScheme] = (),
+    split: Split | None = None,
+    batch_tokens: int | None = None,
+) -> TokenScores:
     """The same pass for a few records, kept in memory and in the order of the records (skipped ones left out)."""
     prepared = prepare(model, records, split)
     return TokenScorer(model, schemes, batch_tokens=batch_tokens)(prepared, np.sort(prepared.order))
@@ -81,9 +98,15 @@ def score_key(prepared: PreparedRecords, schemes: Sequence[DecodingScheme], shar
     """What the scores depend on: the store refuses to mix anything that differs here."""
     model, split = prepared.model, prepared.split
     return {
-        "model": model.fingerprint, "records": prepared.records.fingerprint, "dtype": str(model.dtype),
-        "bos": model.bos_id, "schemes": [scheme.name for scheme in schemes], "prefix": split.prefix,
-        "suffix": split.suffix, "long": split.long, "shards": shards,
+        "model": model.fingerprint,
+        "records": prepared.records.fingerprint,
+        "dtype": str(model.dtype),
+        "bos": model.bos_id,
+        "schemes": [scheme.name for scheme in schemes],
+        "prefix": split.prefix,
+        "suffix": split.suffix,
+        "long": split.long,
+        "shards": shards,
     }
 
 
@@ -101,12 +124,18 @@ class TokenScorer:
         self.product_rows = max(self.slice_rows, PRODUCT_BYTES.get(kind, 64 << 20) // row_bytes)
         self._logits: torch.Tensor | None = None
 
-    def __call__(self, prepared: PreparedRecords, rows: Int[np.ndarray, " rows"],
-                 report: Callable[[int], None] | None = None) -> TokenScores:
+    def __call__(
+        self, prepared: PreparedRecords, rows: Int[np.ndarray, " rows"], report: Callable[[int], None] | None = None
+    ) -> TokenScores:
         sequences = prepared.sequences(rows)
         lengths = np.array([len(sequence.ids) for sequence in sequences])
-        block = TokenScores.empty(rows, lengths, [s.prefix for s in sequences], [s.suffix for s in sequences],
-                                  [scheme.name for scheme in self.schemes])
+        block = TokenScores.empty(
+            rows,
+            lengths,
+            [s.prefix for s in sequences],
+            [s.suffix for s in sequences],
+            [scheme.name for scheme in self.schemes],
+        )
         for row, sequence in enumerate(sequences):
             block.token_ids[row, : lengths[row]] = sequence.ids
             block.ends[row, : lengths[row]] = sequence.ends
@@ -133,9 +162,14 @@ class TokenScorer:
         hidden = hidden[source]
         targets = input_ids[source[0], source[1] + 1]
         history = _history(input_ids, *source) if any(s.repetition_penalty != 1 for s in self.schemes) else None
-        parts = [self._score_rows(hidden[start : start + self.product_rows], targets[start : start + self.product_rows],
-                                  None if history is None else history[start : start + self.product_rows])
-                 for start in range(0, len(hidden), self.product_rows)]
+        parts = [
+            self.score_rows(
+                hidden[start : start + self.product_rows],
+                targets[start : start + self.product_rows],
+                None if history is None else history[start : start + self.product_rows],
+            )
+            for start in range(0, len(hidden), self.product_rows)
+        ]
         rows = batch[record]
         for name in ("logp", "rank", "entropy", "std", "greedy"):
             getattr(block, name)[rows, position] = np.concatenate([part[name] for part in parts])
@@ -143,10 +177,12 @@ class TokenScorer:
             block.schemes[scheme.name][rows, position] = np.concatenate([part["schemes"][number] for part in parts])
         wrong = ~np.isfinite(block.logp[rows, position])
         if wrong.any():
-            raise RoteError(f"the model gave NaN or infinite logits for record row {int(block.index[rows[wrong][0]])}, token"
-                            f" {int(position[wrong][0])}; is the checkpoint damaged, or float16 overflowing? try --dtype float32")
+            raise RoteError(
+                f"the model gave NaN or infinite logits for record row {int(block.index[rows[wrong][0]])}, token"
+                f" {int(position[wrong][0])}; is the checkpoint damaged, or float16 overflowing? try --dtype float32"
+            )
 
-    def _score_rows(self, hidden: torch.Tensor, targets: torch.Tensor, history: torch.Tensor | None) -> dict:
+    def score_rows(self, hidden: torch.Tensor, targets: torch.Tensor, history: torch.Tensor | None) -> dict:
         logits = self._buffer(len(hidden))
         self.model.logits(hidden, out=logits[:, : self.model.vocab_size])
         outs = []
@@ -154,8 +190,10 @@ class TokenScorer:
             for start in range(0, len(hidden), self.slice_rows):
                 part = slice(start, start + self.slice_rows)
                 outs.append(self.kernel(logits[part], targets[part], None if history is None else history[part]))
-        collected = {name: torch.cat([getattr(out, name) for out in outs]).cpu().numpy()
-                     for name in ("logp", "rank", "entropy", "std", "greedy")}
+        collected = {
+            name: torch.cat([getattr(out, name) for out in outs]).cpu().numpy()
+            for name in ("logp", "rank", "entropy", "std", "greedy")
+        }
         collected["schemes"] = torch.cat([out.schemes for out in outs], dim=1).cpu().numpy()
         return collected
 

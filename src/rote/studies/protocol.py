@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -18,6 +17,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from rote.atomic import write_atomic
 from rote.errors import InputError, RoteError
 from rote.runtime import peak_rss_mb, versions
 
@@ -60,7 +60,9 @@ class StudyContext:
         """Decide one of the study's claims. Deciding a claim twice, or one the study never made, is an error."""
         known = {claim.id for claim in self.study.claims}
         if claim_id not in known:
-            raise RoteError(f"study {self.study.slug} decided {claim_id!r}, which is not among its claims {sorted(known)}")
+            raise RoteError(
+                f"study {self.study.slug} decided {claim_id!r}, which is not among its claims {sorted(known)}"
+            )
         if claim_id in self.decided:
             raise RoteError(f"study {self.study.slug} decided claim {claim_id!r} twice")
         self.decided[claim_id] = {"observed": plain(observed), "holds": bool(holds)}
@@ -108,8 +110,9 @@ def load_study(slug: str) -> Study:
     return import_module(f"rote.studies.{slug.replace('-', '_')}").STUDY
 
 
-def run_study(slug: str, *, seed: int = 0, out: str | Path | None = None,
-              progress: Callable[[str], None] | None = None) -> dict:
+def run_study(
+    slug: str, *, seed: int = 0, out: str | Path | None = None, progress: Callable[[str], None] | None = None
+) -> dict:
     """Run one study and write `study.json` (and its figures and tables) under `out`.
 
     Returns the content of study.json: slug, title, arxiv, seed, seconds, peak_rss_mb, versions, claims, artifacts,
@@ -126,15 +129,18 @@ def run_study(slug: str, *, seed: int = 0, out: str | Path | None = None,
         raise RoteError(f"study {slug} left claims undecided: {', '.join(undecided)}")
     result = {
         "schema_version": STUDY_SCHEMA_VERSION,
-        "slug": study.slug, "title": study.title, "arxiv": study.arxiv, "seed": seed,
-        "seconds": round(time.perf_counter() - start, 1), "peak_rss_mb": round(peak_rss_mb()), "versions": versions(),
+        "slug": study.slug,
+        "title": study.title,
+        "arxiv": study.arxiv,
+        "seed": seed,
+        "seconds": round(time.perf_counter() - start, 1),
+        "peak_rss_mb": round(peak_rss_mb()),
+        "versions": versions(),
         "claims": [asdict(claim) | context.decided[claim.id] for claim in study.claims],
         "holds": all(decision["holds"] for decision in context.decided.values()),
         "artifacts": context.artifacts,
     }
-    temporary = directory / ".study.json.tmp"
-    temporary.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(temporary, directory / "study.json")
+    write_atomic(directory / "study.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
     return result
 
 

@@ -1,7 +1,6 @@
 """What a bed's arms show: dose-response, choice, verbatim recall, membership inference, the unlearning three-way table.
 
     LL per byte = sum_t log p(x_t | <|endoftext|>, x_<t) / UTF-8 bytes of x
-    loss choice = argmax over answers of sum log p(answer | context) (sum, and per-byte normalised)
     verbatim    = greedy tokens equal the text from token P on, decided by teacher forcing (no generation needed)
 
 Every text is scored behind one end-of-text token, as it stands behind one in the stream; all its tokens are predicted.
@@ -13,7 +12,6 @@ Knows the bed, the scores and the measures; draws nothing. Source: Wei et al. 20
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
@@ -25,9 +23,12 @@ from rote.measures import membership
 from rote.measures.blind import bag_of_words
 from rote.measures.roc import delong
 from rote.measures.statistics import bootstrap, proportion
-from rote.records.generators import PII_FIELDS, STRENGTHS, pii_choices, unlearning_splits
-from rote.testbed.build import Bed, encode
-from rote.testbed.train import Arm, arm_directory, is_finished, parse_arm
+from rote.records.generators import unlearning_splits
+from rote.runtime import threads, threads_for_width
+from rote.testbed.bed import Bed
+from rote.testbed.choice import choice_table
+from rote.testbed.scoring import load_arm, mean_nll, score_ids, score_texts, trained_arms
+from rote.testbed.train import parse_arm
 from rote.testbed.unlearning import METHODS, UnlearningConfig, unlearn
 
 if TYPE_CHECKING:
@@ -39,54 +40,12 @@ METRICS = ("ll", "generate", "mia", "choice", "unlearning")
 
 @dataclass(frozen=True)
 class BedReport:
-    """Tables by name (plain rows), and what the arms were. `to_findings` makes the one format every report reads."""
+    """Tables by name (plain rows), and what the arms were. `rote.testbed.findings.to_findings` makes the format
+    every report reads."""
 
     bed: str
     arms: tuple[str, ...]
     tables: Mapping[str, list[dict]] = field(default_factory=dict)
-
-
-def load_arm(bed: Bed, arm: Arm) -> CausalLM:
-    """The arm's checkpoint, with an end-of-text token in front of every text. Raises: InputError when it is not
-    trained."""
-    from rote.models.causal_lm import CausalLM
-
-    if not is_finished(bed, arm):
-        raise InputError(
-            f"arm {arm.name} of {bed.path} is not trained: run `rote testbed train {bed.path} --arms {arm.name}`"
-        )
-    return CausalLM.load(arm_directory(bed, arm), device="cpu", bos="always")
-
-
-def trained_arms(bed: Bed) -> list[str]:
-    """Names of the finished arms, standard and perturbed first."""
-    import json
-
-    found = [
-        json.loads(p.read_text(encoding="utf-8"))["arm"] for p in sorted((bed.path / "arms").glob("[a-z]*/arm.json"))
-    ]
-    return sorted(found, key=lambda name: (name != "standard", name != "perturbed", name))
-
-
-def score_texts(model: CausalLM, texts: Sequence[str]) -> TokenScores:
-    """Per-token scores of texts, in order."""
-    from rote.records.table import RecordTable
-    from rote.scores.tokens import score_in_memory
-
-    return score_in_memory(model, RecordTable.from_rows({"text": text} for text in texts))
-
-
-def score_ids(model: CausalLM, rows: Sequence[Sequence[int]]) -> TokenScores:
-    """Per-token scores of token sequences, in order."""
-    from rote.records.table import RecordTable
-    from rote.scores.tokens import score_in_memory
-
-    return score_in_memory(model, RecordTable.from_rows({"token_ids": list(map(int, row))} for row in rows))
-
-
-def mean_nll(scores: TokenScores) -> np.ndarray:
-    """-1/T sum_t log p(x_t | x_<t) of every record, nats per token."""
-    return -membership.loss(scores.logp)
 
 
 def report(
@@ -115,7 +74,12 @@ def report(
     names = list(arms) if arms is not None else trained_arms(bed)
     if not names:
         raise InputError(f"{bed.path} has no trained arm: run `rote testbed train {bed.path}` first")
-    say = progress or (lambda text: None)
+    with threads(threads_for_width(bed.settings.width)):
+        tables = _tables(bed, names, metrics, prefix, forget_levels, unlearning, progress or (lambda text: None))
+    return BedReport(bed.fingerprint, tuple(names), tables)
+
+
+def _tables(bed: Bed, names, metrics, prefix, forget_levels, unlearning, say) -> dict[str, list[dict]]:
     chosen = {name: parse_arm(name, window=bed.settings.window) for name in names}
     models = {name: load_arm(bed, arm) for name, arm in chosen.items()}
     texts = [row["text"] for row in bed.probes]
@@ -138,7 +102,7 @@ def report(
     if "unlearning" in metrics and {"standard", "perturbed"} <= set(names):
         say("unlearning")
         tables["unlearning"] = unlearning_table(bed, models, levels=forget_levels, config=unlearning)
-    return BedReport(bed.fingerprint, tuple(names), tables)
+    return tables
 
 
 def levels_of(bed: Bed) -> list[int]:
@@ -276,68 +240,6 @@ def mia_table(bed: Bed, scores: Mapping[str, TokenScores]) -> list[dict]:
     return rows
 
 
-def choice_table(bed: Bed, arm: str, model: CausalLM, *, choices: int = 10) -> list[dict]:
-    """How often the true value of a personal field has the highest likelihood among `choices`, by field, attack
-    strength and copies.
-
-    Chance is 1 / choices. `accuracy` compares sums, as Hubble does; `accuracy_per_byte` divides by the answer's length.
-    """
-    people = bed.people
-    position = {row["id"]: number for number, row in enumerate(bed.probes)}
-    duplicates = bed.duplicates[[position[person.id] for person in people]]
-    rows = []
-    for name in PII_FIELDS:
-        options = pii_choices(people, name, choices=choices)
-        for strength in STRENGTHS:
-            questions = [
-                (*person.question(name, strength, value=value), number)
-                for number, (person, values) in enumerate(zip(people, options, strict=True))
-                for value in values
-            ]
-            sums = _answer_loglikelihood(bed, model, [question[:3] for question in questions])
-            size = np.array([len((answer + after).encode("utf-8")) for _, answer, after, _ in questions])
-            owner = np.array([number for *_, number in questions])
-            right = {}
-            for kind, values in (("accuracy", sums), ("accuracy_per_byte", sums / size)):
-                # The truth stands first among a person's answers; ties go against the attacker.
-                right[kind] = np.array(
-                    [values[owner == n][0] > values[owner == n][1:].max(initial=-np.inf) for n in range(len(people))]
-                )
-            for level in sorted(set(duplicates.tolist())):
-                chosen = duplicates == level
-                share = proportion(int(right["accuracy"][chosen].sum()), int(chosen.sum()))
-                rows.append(
-                    {
-                        "arm": arm,
-                        "field": name,
-                        "strength": strength,
-                        "duplicates": level,
-                        "n": int(chosen.sum()),
-                        "accuracy": share.value,
-                        "low": share.low,
-                        "high": share.high,
-                        "accuracy_per_byte": float(right["accuracy_per_byte"][chosen].mean()),
-                        "chance": float(np.mean([1 / len(values) for values in options])),
-                    }
-                )
-    return rows
-
-
-def _answer_loglikelihood(bed: Bed, model: CausalLM, questions: Sequence[tuple[str, str, str]]) -> np.ndarray:
-    """sum log p(answer + after | context); whole strings are tokenised, the first token that reaches into the answer
-    counts."""
-    whole = score_texts(model, [context + answer + after for context, answer, after in questions])
-    contexts = encode(bed.tokenizer, [context for context, _, _ in questions])
-    full = encode(bed.tokenizer, ["".join(question) for question in questions])
-    # Tokenisation may join the boundary: the common prefix of both encodings is what surely belongs to the context.
-    first = [
-        next((t for t, (a, b) in enumerate(zip(c, f, strict=False)) if a != b), min(len(c), len(f)))
-        for c, f in zip(contexts, full, strict=True)
-    ]
-    t = np.arange(whole.logp.shape[1])
-    return np.nansum(np.where(t >= np.array(first)[:, None], whole.logp, 0.0), axis=1)
-
-
 def unlearning_table(
     bed: Bed,
     models: Mapping[str, CausalLM],
@@ -385,6 +287,7 @@ def unlearning_table(
             method=method,
             config=config,
             seed=bed.settings.seed,
+            stop_at=standard["forget"],
         )
         entry = line(method, CausalLM(changed, bed.tokenizer, name=method, bos="always"))
         entry["forgotten"] = abs(entry["forget"] / standard["forget"] - 1) <= 0.10
@@ -393,169 +296,3 @@ def unlearning_table(
         entry["passes"] = entry["forgotten"] and entry["kept"] and entry["test_kept"]
         table.append(entry)
     return table
-
-
-def to_findings(bed: Bed, result: BedReport) -> dict:
-    """The report as findings.json content (kind "testbed"): dose.loss, membership.auroc and extraction.greedy_rate with
-    dimension `arm`."""
-    from importlib.metadata import version
-
-    from rote.measures.catalog import MEASURES
-
-    def measure(name: str, values: list[dict]) -> dict:
-        info = {key: value for key, value in asdict(MEASURES[name]).items()}
-        return info | {"range": list(info["range"]), "values": values}
-
-    measures, figures = [], []
-    if rows := result.tables.get("dose_response"):
-        measures.append(
-            measure(
-                "dose.loss",
-                [
-                    {
-                        "value": r["nll"],
-                        "low": r["low"],
-                        "high": r["high"],
-                        "n": r["n"],
-                        "interval": "bootstrap 95%",
-                        "arm": r["arm"],
-                        "duplicates": r["duplicates"],
-                        "group": r["group"],
-                    }
-                    for r in rows
-                ],
-            )
-        )
-        figures.append(_dose_figure(rows, result.arms))
-    if rows := result.tables.get("verbatim"):
-        measures.append(
-            measure(
-                "extraction.greedy_rate",
-                [
-                    {
-                        "value": r["exact_match"],
-                        "low": r["low"],
-                        "high": r["high"],
-                        "n": r["n"],
-                        "interval": "Clopper-Pearson 95%",
-                        "arm": r["arm"],
-                        "duplicates": r["duplicates"],
-                    }
-                    for r in rows
-                ],
-            )
-        )
-    if rows := result.tables.get("mia"):
-        measures.append(
-            measure(
-                "membership.auroc",
-                [
-                    {
-                        "value": r["auroc"],
-                        "low": r["low"],
-                        "high": r["high"],
-                        "n": r["members"] + r["nonmembers"],
-                        "interval": "DeLong 95%",
-                        "arm": r["arm"],
-                        "attack": r["attack"],
-                        "duplicates": r["duplicates"],
-                    }
-                    for r in rows
-                ],
-            )
-        )
-    guards = [{**guard, "spoils": list(guard["spoils"])} for guard in result.tables.get("blind", [])]
-    duplicates = bed.duplicates
-    return {
-        "schema_version": "1.0",
-        "kind": "testbed",
-        "title": f"Controlled insertion: {', '.join(result.arms)}",
-        "rote_version": version("rote"),
-        "model": {
-            "name": f"{bed.settings.architecture}, {len(result.arms)} arms",
-            "fingerprint": bed.fingerprint,
-            "architecture": bed.settings.architecture,
-        },
-        "records": {
-            "name": "probes",
-            "fingerprint": bed.fingerprint,
-            "n": len(duplicates),
-            "targets": int((duplicates > 0).sum()),
-            "controls": int((duplicates == 0).sum()),
-        },
-        "settings": {
-            key: (value if not isinstance(value, dict | list) else str(value))
-            for key, value in bed.settings.to_json().items()
-        },
-        "verdicts": _verdicts(result),
-        "guards": guards,
-        "measures": measures,
-        "series": {"figures": figures},
-        "reproduce": f"rote testbed report {re.sub(r'[^A-Za-z0-9._-]', '_', bed.path.name)}",
-    }
-
-
-def _dose_figure(rows: list[dict], arms: Sequence[str]) -> dict:
-    """Copies are drawn on a categorical axis, because 0 has no logarithm."""
-    group = rows[0]["group"]
-    lines = []
-    for arm in arms:
-        mine = [row for row in rows if row["arm"] == arm and row["group"] == group]
-        lines.append(
-            {
-                "name": arm,
-                "x": [str(r["duplicates"]) for r in mine],
-                "y": [r["nll"] for r in mine],
-                "low": [r["low"] for r in mine],
-                "high": [r["high"] for r in mine],
-                "control": arm == "standard",
-            }
-        )
-    return {
-        "name": "dose_response",
-        "title": "Loss by number of copies",
-        "x": {"label": "copies in training"},
-        "y": {"label": "NLL, nats per token"},
-        "lines": lines,
-        "n": sum(r["n"] for r in rows if r["arm"] == arms[0]),
-        "caption": f"{group} texts; band: 95% bootstrap interval. The standard arm never saw a copy.",
-    }
-
-
-def _verdicts(result: BedReport) -> list[dict]:
-    found = []
-    recited = [row for row in result.tables.get("verbatim", []) if row["arm"] == "perturbed" and row["duplicates"]]
-    majority = [row for row in recited if row["exact_match"] >= 0.5]
-    if majority:
-        row = min(majority, key=lambda r: r["duplicates"])
-        found.append(
-            {
-                "level": "high",
-                "measure": "extraction.greedy_rate",
-                "dims": {"arm": "perturbed", "duplicates": row["duplicates"]},
-                "text": f"With {row['duplicates']} copies the model recites {row['exact_match']:.0%} of the texts "
-                f"(95% interval {row['low']:.0%} to {row['high']:.0%}, n = {row['n']}).",
-            }
-        )
-    elif recited:
-        row = max(recited, key=lambda r: r["duplicates"])
-        found.append(
-            {
-                "level": "medium",
-                "measure": "extraction.greedy_rate",
-                "dims": {"arm": "perturbed", "duplicates": row["duplicates"]},
-                "text": f"Even with {row['duplicates']} copies fewer than half of the texts are recited "
-                f"({row['exact_match']:.0%}, n = {row['n']}).",
-            }
-        )
-    for row in result.tables.get("unlearning", []):
-        if "passes" in row:
-            found.append(
-                {
-                    "level": "info" if row["passes"] else "medium",
-                    "text": f"Unlearning by {row['method'].replace('_', ' ')} "
-                    f"{'reaches' if row['passes'] else 'does not reach'} the target: "
-                    f"NLL {row['forget']:.2f} on Forget, {row['keep']:.2f} on Keep, {row['test']:.2f} on Test.",
-                }
-            )
-    return found

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from rote.errors import InputError, RoteError, RunMismatchError
 from rote.records.planting import write_log
-from rote.testbed.build import Bed
+from rote.testbed.bed import Bed
 
 #: progress(arm, step, steps)
 Progress = Callable[[str, int, int], None]
@@ -150,37 +150,33 @@ def train_arm(bed: Bed, arm: Arm, *, progress: Progress | None = None) -> Path:
 def train_arms(
     bed: Bed, arms: Sequence[str | Arm], *, workers: int | None = None, progress: Progress | None = None
 ) -> dict[str, Path]:
-    """Train several arms, the longest first, `workers` at a time (default: the number of CPU cores); returns their
-    directories.
-
-    With one worker the arms are trained in this process. Ctrl-C stops the workers; the same call goes on from their
-    checkpoints.
-    Raises: RoteError with the worker's own message when one fails.
-    """
+    """Train several arms of one bed (see `train_beds`); returns their directories by arm name."""
     chosen = [arm if isinstance(arm, Arm) else parse_arm(arm, window=bed.settings.window) for arm in arms]
     if len({arm.name for arm in chosen}) != len(chosen):
         raise InputError("an arm is named twice: name each arm once")
-    pending = sorted((arm for arm in chosen if not is_finished(bed, arm)), key=lambda arm: -arm.dilution)
-    _train([(bed, arm) for arm in pending], workers, progress)
-    return {arm.name: arm_directory(bed, arm) for arm in chosen}
+    paths = train_beds([(bed, arm) for arm in chosen], workers=workers, progress=progress)
+    return {arm.name: path for arm, path in zip(chosen, paths, strict=True)}
 
 
 def train_beds(
-    jobs: Sequence[tuple[Bed, str]], *, workers: int | None = None, progress: Progress | None = None
+    jobs: Sequence[tuple[Bed, str | Arm]], *, workers: int | None = None, progress: Progress | None = None
 ) -> list[Path]:
-    """Train one arm of each of several beds, `workers` at a time; returns their checkpoint directories in order."""
-    chosen = [(bed, parse_arm(arm, window=bed.settings.window)) for bed, arm in jobs]
-    _train([(bed, arm) for bed, arm in chosen if not is_finished(bed, arm)], workers, progress)
-    return [arm_directory(bed, arm) for bed, arm in chosen]
+    """Train arms of one or several beds, the longest first, `workers` at a time (default: the number of CPU cores).
 
-
-def _train(jobs: list[tuple[Bed, Arm]], workers: int | None, progress: Progress | None) -> None:
-    workers = min(workers or os.cpu_count() or 1, len(jobs))
+    With one worker the arms are trained in this process. Ctrl-C stops the workers; the same call goes on from their
+    checkpoints. Returns the checkpoint directories in the order of `jobs`.
+    Raises: RoteError with the worker's own message when one fails.
+    """
+    chosen = [(bed, arm if isinstance(arm, Arm) else parse_arm(arm, window=bed.settings.window)) for bed, arm in jobs]
+    pending = [(bed, arm) for bed, arm in chosen if not is_finished(bed, arm)]
+    pending.sort(key=lambda job: -job[0].settings.steps * job[0].settings.layers * job[1].dilution)
+    workers = min(workers or os.cpu_count() or 1, len(pending))
     if workers <= 1:
-        for bed, arm in jobs:
+        for bed, arm in pending:
             train_arm(bed, arm, progress=progress)
     else:
-        _in_parallel(jobs, workers, progress)
+        _in_parallel(pending, workers, progress)
+    return [arm_directory(bed, arm) for bed, arm in chosen]
 
 
 def _in_parallel(jobs: list[tuple[Bed, Arm]], workers: int, progress: Progress | None) -> None:

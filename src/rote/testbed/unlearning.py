@@ -8,7 +8,8 @@ Test as before? The full unlearning room lives in `rote.controls.editing`.
     RMU               L = MSE(h_l(forget), c |h_l| u) + alpha MSE(h_l(retain), h_l^frozen(retain));
                       only the MLP output matrices of layers <= l are trained
 
-u is a random unit vector, p the probability of the target token, CE the cross-entropy per token, h_l the residual stream after layer l.
+u is a random unit vector, p the probability of the target token, CE the cross-entropy per token, h_l the residual
+stream after layer l.
 Knows nothing about beds or measures: token matrices in, a changed model out.
 Sources: Wei et al. 2025, arXiv 2510.19811, section 5; SatImp: Yang et al. 2025, arXiv 2505.11953; RMU: Li et al. 2024,
     arXiv 2403.03218.
@@ -62,11 +63,13 @@ def unlearn(
     method: Method,
     config: UnlearningConfig | None = None,
     seed: int = 0,
+    stop_at: float | None = None,
 ) -> PreTrainedModel:
     """Make `model` forget the rows of `forget` while it sees rows of `retain`, in place; returns it.
 
     Args:
         forget, retain: token ids, one text per row, all rows of one width each (no padding).
+        stop_at: stop before the step at which the NLL of the forget batch has reached this, nats per token.
     Raises: InputError for an unknown method or empty sets; RoteError when the loss stops being finite.
     """
     import torch
@@ -90,6 +93,10 @@ def unlearn(
         for rows in (forget, retain):
             picked = rng.choice(len(rows), size=min(config.batch_size, len(rows)), replace=False)
             batch.append(torch.from_numpy(rows[picked].astype(np.int64)))
+        if stop_at is not None:
+            with torch.no_grad():
+                if _token_losses(model, batch[0]).mean() >= stop_at:
+                    break
         loss = loss_of(model, batch[0], batch[1], config)
         if not torch.isfinite(loss):
             raise RoteError(
