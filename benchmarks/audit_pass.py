@@ -172,7 +172,8 @@ def main() -> None:
                 f"  {name:42} {ratio:.3f} x bare (median {found['ratios_median'][name]:.3f}; {verdict} {LIMITS[name]})"
             )
         print(
-            f"  difference from the bare loss: {found['mean_difference_nats']:.2e} nats a token; memory {found.get('peak_rss_mb')}"
+            f"  difference from the bare loss: {found['mean_difference_nats']:.2e} nats a token; memory"
+            f" {found.get('peak_rss_mb')}"
         )
     report = {
         "machine": platform.processor() or platform.machine(),

@@ -1,7 +1,8 @@
 """Which records does one greedy query recite? By one teacher-forced pass, against generating.
 
 Both give a verdict for every record; they must be identical. Generation uses transformers' own `generate` with its KV
-cache, in batches of equal prefix length (the fastest way to call it). Run: python benchmarks/greedy_without_generating.py
+cache, in batches of equal prefix length (the fastest way to call it). Run: python
+benchmarks/greedy_without_generating.py
 """
 
 from __future__ import annotations

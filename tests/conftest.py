@@ -106,7 +106,8 @@ COPIES = (1, 8, 40)
 
 @pytest.fixture(scope="session")
 def memorizer(tmp_path_factory):
-    """(checkpoint, targets.jsonl, controls.jsonl): passages of this Python's documentation, planted 1, 8 or 40 times."""
+    """(checkpoint, targets.jsonl, controls.jsonl): passages of this Python's documentation, planted 1, 8 or 40
+    times."""
     from rote.models import TrainingConfig, small_gpt2, train_bpe, train_causal_lm
     from rote.records import stdlib_documents
 

@@ -1,4 +1,5 @@
-"""Public names that are imported when first used (PEP 562), so that `import rote` and `rote -h` never wait for PyTorch."""
+"""Public names that are imported when first used (PEP 562), so that `import rote` and `rote -h` never wait for
+PyTorch."""
 
 from __future__ import annotations
 

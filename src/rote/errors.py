@@ -1,4 +1,5 @@
-"""Errors a user can act on. Every message says what is wrong, where, and what to do; the CLI prints it without a traceback.
+"""Errors a user can act on. Every message says what is wrong, where, and what to do; the CLI prints it without a
+traceback.
 
 Knows nothing about: models, files, terminals.
 """

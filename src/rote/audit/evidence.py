@@ -24,7 +24,8 @@ class Evidence:
     """Per scored record, in the order of the record table (all vectors have one entry a record).
 
     row: row in the record table. control: known to be unseen. duplicates: copies in training, NaN when unknown.
-    log_pz: {scheme: log p_z}. attacks: {attack: membership score, larger = more member-like; NaN for records that the attack
+    log_pz: {scheme: log p_z}. attacks: {attack: membership score, larger = more member-like; NaN for records that the
+    attack
     cannot judge, such as those it used as shots}. total_logp: sum of log p
     over the suffix under the plain model. loss: -L(x), nats per token.
     """

@@ -1,4 +1,5 @@
-"""From evidence (one row a record) to findings: measures with intervals, plot series, the most exposed records, verdicts.
+"""From evidence (one row a record) to findings: measures with intervals, plot series, the most exposed records,
+verdicts.
 
 Pure: the same evidence and settings always give the same findings. Knows nothing about models or files.
 """
@@ -339,7 +340,8 @@ def verdicts(evidence: Evidence, settings: AuditSettings, values: list[dict]) ->
 
 
 def _membership_verdict(aurocs: dict[str, dict]) -> dict:
-    """Speaks of an attack fixed beforehand (the reference attack where there is one, else LOSS), not of the luckiest."""
+    """Speaks of an attack fixed beforehand (the reference attack where there is one, else LOSS), not of the
+    luckiest."""
     chosen = aurocs.get("reference") or aurocs["loss"]
     best = max(aurocs.values(), key=lambda row: (abs(row["value"] - 0.5), row["attack"]))
     number = f"AUROC {chosen['value']:.3f} ({chosen['low']:.3f} to {chosen['high']:.3f})"
@@ -354,7 +356,8 @@ def _membership_verdict(aurocs: dict[str, dict]) -> dict:
     elif chosen["high"] < 0.5:
         level = "high" if chosen["value"] < 0.3 else "medium"
         text = (
-            f"Targets are LESS likely than unseen controls: {_title(chosen['attack'])} has {number}. Far below 0.5 is a trace"
+            f"Targets are LESS likely than unseen controls: {_title(chosen['attack'])} has {number}. Far below"
+            f" 0.5 is a trace"
             f" as well, as suppression leaves it.{also}"
         )
     else:
@@ -387,7 +390,8 @@ def _mean(values: np.ndarray, settings: AuditSettings) -> Estimate | None:
 
 
 def _median_with_interval(values: np.ndarray, confidence: float) -> tuple[float, float, float]:
-    """Median and the distribution-free interval between two order statistics (binomial); infinities are kept in order."""
+    """Median and the distribution-free interval between two order statistics (binomial); infinities are kept in
+    order."""
     from scipy.stats import binom
 
     ordered = np.sort(values)

@@ -1,6 +1,7 @@
 """Validity guards: what would make the numbers of an audit mean something else. They run by default.
 
-Each is a findings guard: a status, the number it rests on, and the measures a failure spoils. Knows nothing about models.
+Each is a findings guard: a status, the number it rests on, and the measures a failure spoils. Knows nothing about
+models.
 """
 
 from __future__ import annotations
@@ -124,7 +125,8 @@ def _boundary(evidence: Evidence, merged: np.ndarray) -> dict:
         share.high,
         MERGED_LIMIT,
         ["extraction"] if failed else [],
-        f"In {share.value:.1%} of the records a token straddles the boundary between the given prefix and suffix; such a token"
+        f"In {share.value:.1%} of the records a token straddles the boundary between the given prefix and"
+        f" suffix; such a token"
         " counts as the suffix's first." + (" Move the boundaries to where tokens begin." if failed else ""),
     )
 
@@ -161,7 +163,8 @@ def _top_k(settings: AuditSettings, vocab_size: int) -> list[dict]:
                     k / vocab_size,
                     limit=TOP_K_SHARE,
                     spoils=["extraction.ceiling"],
-                    message=f"top_k={k} keeps {k / vocab_size:.1%} of this model's {vocab_size:,} tokens, so even unseen"
+                    message=f"top_k={k} keeps {k / vocab_size:.1%} of this model's {vocab_size:,} tokens, so"
+                    f" even unseen"
                     " text stays inside the scheme's support: read the ceiling against the controls.",
                 )
             ]

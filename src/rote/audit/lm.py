@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rote.atomic import write_atomic
 from rote.audit import findings as build
+from rote.audit.corpus import corpus_counts, corpus_guard, count_corpus, with_counts
 from rote.audit.evidence import Evidence, collect
+from rote.audit.exposed import caveats, exposed, span
 from rote.audit.guards import run_guards
 from rote.audit.run_directory import RunDirectory, read_json
 from rote.audit.settings import AuditSettings
@@ -34,7 +35,6 @@ from rote.runtime import peak_rss_mb, versions
 from rote.scores.schemes import DecodingScheme
 from rote.scores.sequences import PreparedRecords, Split, prepare
 from rote.scores.store import ScoreStore
-from rote.scores.table import TokenScores
 from rote.scores.tokens import TokenScorer, score_tokens
 
 Progress = Callable[[str, int, int], None]
@@ -182,7 +182,7 @@ def remake(path: str | Path, *, reveal: bool | None = None) -> Findings:
     settings = AuditSettings.from_dict(run.run["settings"])
     reveal = bool(run.run.get("reveal")) if reveal is None else reveal
     records = run.read_inputs()
-    corpus = _corpus_counts(run)
+    corpus = corpus_counts(run)
     if corpus is not None:
         records = with_counts(records, corpus)
     store = ScoreStore.open(run.path / "scores")
@@ -237,7 +237,7 @@ def make_findings(
         references=named,
     )
     if corpus is not None:
-        guards.append(_corpus_guard(records, corpus))
+        guards.append(corpus_guard(records, corpus))
     ids = records.table.column("id")
     return parse(
         {
@@ -259,8 +259,8 @@ def make_findings(
             },
             "settings": settings.results_only()
             | {
-                "prefix_tokens": _span(evidence.prefix),
-                "suffix_tokens": _span(evidence.suffix),
+                "prefix_tokens": span(evidence.prefix),
+                "suffix_tokens": span(evidence.suffix),
                 "references": run.run["references"],
                 "bos_token": store.key["bos"],
             },
@@ -275,78 +275,6 @@ def make_findings(
     )
 
 
-def exposed(
-    evidence: Evidence, records: RecordTable, settings: AuditSettings, store: ScoreStore, *, reveal: bool
-) -> list[dict]:
-    """The most exposed targets, token by token: probability, rank and length always, the text only when revealed."""
-    from rote.measures.extraction import queries_needed
-
-    chosen = build.exposed_rows(evidence, settings)
-    wanted = {int(evidence.row[at]): at for at in chosen}
-    blocks: dict[int, tuple[TokenScores, int]] = {}
-    for shard in store:
-        for place in np.flatnonzero(np.isin(shard.index, list(wanted))):
-            blocks[int(shard.index[place])] = (shard, int(place))
-    scheme = settings.schemes[0]
-    found = []
-    for at in chosen:
-        row = int(evidence.row[at])
-        shard, place = blocks[row]
-        text = records.table.column("text")[row].as_py()
-        needed = float(queries_needed(evidence.log_pz[scheme][at : at + 1], 0.5)[0])
-        length = int(shard.length[place])
-        ends = [0, *shard.ends[place, :length].tolist()]
-        tokens = []
-        for t in range(length):
-            piece = f"#{shard.token_ids[place, t]}" if text is None else text[ends[t] : ends[t + 1]]
-            logp = float(shard.logp[place, t])
-            tokens.append(
-                {
-                    "t": piece if reveal else None,
-                    "p": None if np.isnan(logp) else float(np.exp(logp)),
-                    "rank": int(shard.rank[place, t]) or None,
-                    "n_chars": len(piece),
-                }
-            )
-        log_pz = float(evidence.log_pz[scheme][at])
-        found.append(
-            {
-                "id": str(evidence.ids[at]),
-                "population": "target",
-                "group": evidence.group[at],
-                "duplicates": None if np.isnan(evidence.duplicates[at]) else float(evidence.duplicates[at]),
-                "log_pz": log_pz if np.isfinite(log_pz) else None,
-                "queries_p50": needed if np.isfinite(needed) else None,
-                "greedy": bool(evidence.greedy[at]),
-                "longest_run": int(evidence.longest_run[at]),
-                "prefix_tokens": int(evidence.prefix[at]),
-                "tokens": tokens,
-                "masked": not reveal,
-            }
-        )
-    return found
-
-
-def caveats(evidence: Evidence, settings: AuditSettings) -> list[str]:
-    """What a reader must know to read these numbers rightly."""
-    found = [
-        f"p_z is the probability of the exact suffix under {settings.schemes[0]}; another scheme, prompt or length gives"
-        " another number. It assumes that the attacker knows the prefix."
-    ]
-    spans = [_span(evidence.prefix), _span(evidence.suffix)]
-    if any("to" in span for span in spans):
-        found.append(
-            f"Records differ in length: prefixes of {spans[0]} and suffixes of {spans[1]} tokens. Shorter suffixes are"
-            " easier to recite."
-        )
-    if not settings.randomized and build.has_controls(evidence):
-        found.append(
-            "No privacy bound (epsilon) is given: it needs records whose membership was decided by coin flips"
-            " (--randomized)."
-        )
-    return found
-
-
 def with_controls(records: RecordTable, control: RecordTable | None) -> RecordTable:
     """Targets and controls in one table; every record of `control` is marked as unseen."""
     if control is None:
@@ -354,68 +282,6 @@ def with_controls(records: RecordTable, control: RecordTable | None) -> RecordTa
     member = pa.array(np.zeros(len(control), bool))
     table = control.table.set_column(control.table.schema.get_field_index("member"), "member", member)
     return RecordTable.concat([records, RecordTable(table, control.extra_fields)])
-
-
-def with_counts(records: RecordTable, corpus: pa.Table) -> RecordTable:
-    """Fill in missing duplicate counts of the targets from exact counts in the training corpus."""
-    given = records.column("duplicates")
-    counted = corpus.column("copies").to_pylist()
-    control = records.is_control
-    filled = [
-        count if value is None and not unseen else value
-        for value, count, unseen in zip(given, counted, control, strict=True)
-    ]
-    # A count of zero does not make a target a control: near copies and other corpora may have held it.
-    index = records.table.schema.get_field_index("duplicates")
-    member = [
-        False if unseen else True if value is None else value
-        for value, unseen in zip(records.column("member"), control, strict=True)
-    ]
-    table = records.table.set_column(
-        index,
-        "duplicates",
-        pa.array(
-            [None if value == 0 and not unseen else value for value, unseen in zip(filled, control, strict=True)],
-            pa.int64(),
-        ),
-    )
-    return RecordTable(table.set_column(table.schema.get_field_index("member"), "member", pa.array(member, pa.bool_())))
-
-
-def count_corpus(
-    run: RunDirectory,
-    records: RecordTable,
-    corpus: str | Path,
-    model: CausalLM,
-    settings: AuditSettings,
-    tell: Progress,
-) -> None:
-    """Exact and near copies of every record in the training corpus, kept in the run directory."""
-    from rote.records import count_in_corpus, near_duplicates_in_corpus
-
-    counts = count_in_corpus(
-        records,
-        corpus,
-        tokenize=lambda texts: [encoding.ids for encoding in model.encode(texts)],
-        tokenizer_id=model.fingerprint,
-        index_dir=run.path / "corpus",
-        text_column=settings.corpus_column,
-        progress=lambda name, done, total: tell(f"corpus: {name}", done, total or 0),
-    )
-    near = near_duplicates_in_corpus(records, corpus, text_column=settings.corpus_column)
-    run.write_table(
-        "corpus.parquet",
-        pa.table(
-            {
-                "id": pa.array(list(counts.ids)),
-                "copies": pa.array(counts.interior),
-                "documents": pa.array(counts.documents),
-                "seen_ngrams": pa.array(counts.seen_ngrams),
-                "near_documents": pa.array(near.documents),
-                "best_near": pa.array(near.best),
-            }
-        ),
-    )
 
 
 def estimate(prepared: PreparedRecords, schemes: Sequence[DecodingScheme], *, passes: int = 1) -> Estimate:
@@ -458,36 +324,3 @@ def _reference_attacks(evidence: Evidence, reference_means: list[np.ndarray]) ->
         evidence.attacks["lira"] = reference_models.lira(
             target, shadow, np.zeros(shadow.shape, bool), mode="offline", fixed_variance=True
         )
-
-
-def _corpus_counts(run: RunDirectory) -> pa.Table | None:
-    file = run.path / "corpus.parquet"
-    return pq.read_table(file) if file.exists() else None
-
-
-def _corpus_guard(records: RecordTable, corpus: pa.Table) -> dict:
-    """Controls that the training corpus holds are not controls."""
-    from rote.measures.statistics import proportion
-
-    control = records.is_control
-    found = corpus.column("copies").to_numpy() + corpus.column("near_documents").to_numpy() > 0
-    seen = int((found & control).sum())
-    share = proportion(seen, max(1, int(control.sum())))
-    failed = seen > 0
-    return {
-        "name": "controls_in_corpus",
-        "title": "Controls are absent from the training corpus",
-        "status": "not_run" if not control.any() else "fail" if failed else "pass",
-        "value": share.value,
-        "low": share.low,
-        "high": share.high,
-        "limit": 0.0,
-        "spoils": ["membership", "extraction.rate"] if failed else [],
-        "message": f"{seen:,} of {int(control.sum()):,} controls occur in the training corpus, exactly or nearly."
-        + (" They were seen: remove them." if failed else ""),
-    }
-
-
-def _span(values: np.ndarray) -> str:
-    low, high = int(values.min()), int(values.max())
-    return str(low) if low == high else f"{low} to {high}"

@@ -52,7 +52,8 @@ class RunDirectory:
                 differs = sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
             if differs:
                 raise RunMismatchError(
-                    f"{path}: belongs to another run ({', '.join(differs)} changed); choose another -o, or use --overwrite"
+                    f"{path}: belongs to another run ({', '.join(differs)} changed); choose another -o, or use"
+                    f" --overwrite"
                 )
             run = {**found, **{key: value for key, value in run.items() if key not in found}}
         elif path.is_dir() and any(path.iterdir()):

@@ -17,10 +17,12 @@ class AuditSettings:
     """Settings of `rote audit lm`.
 
     schemes: decoding schemes, the first is the one verdicts speak of. prefix, suffix: tokens (None: automatic, at most
-    50 each). long: "error" or "truncate" for records over the context window. queries, levels: the (n, p) grid; verdicts
+    50 each). long: "error" or "truncate" for records over the context window. queries, levels: the (n, p) grid;
+    verdicts
     use `headline_queries` at p = 0.5. attacks: membership attacks beyond those one pass gives. randomized: membership
     was assigned to each record by an independent fair coin, which is what the one-run privacy bound needs.
-    corpus_column: field of the corpus that holds its text. shots: non-member texts shown to ReCaLL. neighbours: perturbed copies per record. confidence: of every interval.
+    corpus_column: field of the corpus that holds its text. shots: non-member texts shown to ReCaLL. neighbours:
+    perturbed copies per record. confidence: of every interval.
     """
 
     schemes: tuple[str, ...] = ("top_k=40",)

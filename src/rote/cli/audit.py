@@ -61,7 +61,8 @@ def lm(
     attack: Annotated[
         list[str] | None,
         typer.Option(
-            help="Further membership attacks that need passes of their own: lowercase, recall, con_recall, neighbourhood, gradient_norm."
+            help="Further membership attacks that need passes of their own: lowercase, recall, con_recall,"
+            " neighbourhood, gradient_norm."
         ),
     ] = None,
     randomized: Annotated[
@@ -149,7 +150,8 @@ def lm(
             records_name=records[0].name,
             progress=progress,
             announce=lambda estimate: say(
-                f"{estimate.tokens:,} tokens in all passes: about {_duration(estimate.seconds)}, {estimate.memory_mb:,.0f} MiB;"
+                f"{estimate.tokens:,} tokens in all passes: about {_duration(estimate.seconds)},"
+                f" {estimate.memory_mb:,.0f} MiB;"
                 f" results go to {run}",
                 quiet=silent,
             ),

@@ -70,7 +70,8 @@ def demo(
             references=[arms["standard"]],
             settings=AuditSettings(schemes=SCHEMES, seed=seed, bos="always"),
             reveal=True,
-            command=f"rote audit lm {arms['perturbed']} {targets} --control {controls} --reference {arms['standard']} --bos always "
+            command=f"rote audit lm {arms['perturbed']} {targets} --control {controls} --reference"
+            f" {arms['standard']} --bos always "
             + " ".join(f"--scheme {scheme}" for scheme in SCHEMES)
             + f" --reveal -o {output / 'audit'}",
             records_name="planted people and passages",
@@ -86,7 +87,8 @@ def demo(
 
 
 def _write_probes(file: Path, seed: int) -> Path:
-    """Invented people's contact lines, and passages of this Python's documentation (which is then kept out of the corpus)."""
+    """Invented people's contact lines, and passages of this Python's documentation (which is then kept out of the
+    corpus)."""
     from rote.records import biographies, passages, stdlib_documents
 
     people = [
@@ -105,7 +107,8 @@ def _write_probes(file: Path, seed: int) -> Path:
 
 
 def _write_records(bed, output: Path) -> tuple[Path, Path]:
-    """Targets (planted at least once) and controls (planted never, by lot) as record files a user could have written."""
+    """Targets (planted at least once) and controls (planted never, by lot) as record files a user could have
+    written."""
     files = output / "targets.jsonl", output / "controls.jsonl"
     for file, wanted in zip(files, (lambda copies: copies > 0, lambda copies: copies == 0), strict=True):
         rows = [
@@ -129,7 +132,8 @@ def _explain(found) -> None:
         steps = ", ".join(f"{value.value:.0%} of those planted {value.dims['duplicates']:g} times" for value in rates)
         out.print(f" - Copies make memory: within 100 queries an attacker gets back {steps}.", markup=False)
     out.print(
-        " - The controls were drawn from the same pool by lot and planted never: what they show is what the model would say"
+        " - The controls were drawn from the same pool by lot and planted never: what they show is what the"
+        " model would say"
         " about any such text. Only the distance to them is memorization.",
         markup=False,
     )

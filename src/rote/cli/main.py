@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,7 +43,8 @@ def root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ):
-    """Start here: `rote demo` tells the whole story in a few minutes; `rote audit lm MODEL RECORDS` does it for your model."""
+    """Start here: `rote demo` tells the whole story in a few minutes; `rote audit lm MODEL RECORDS` does it for your
+    model."""
 
 
 @app.command()
@@ -204,13 +206,19 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = [argument for argument in arguments if argument != "--debug"]
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     console.arguments = arguments
+    interrupted = "interrupted; the same command continues where this one stopped"
     try:
         # Typer carries click inside some of its versions, so the exceptions are told apart by what they offer.
-        return int(typer.main.get_command(app)(args=arguments, prog_name="rote", standalone_mode=False) or 0)
+        status = int(typer.main.get_command(app)(args=arguments, prog_name="rote", standalone_mode=False) or 0)
+        if status != 130:  # how Typer itself answers Ctrl-C
+            return status
+        line = interrupted
     except KeyboardInterrupt:
-        status, line = 130, "interrupted; the same command continues where this one stopped"
+        status, line = 130, interrupted
     except RoteError as error:
         status, line = error.exit_status, str(error)
+        if debug:
+            traceback.print_exc()
     except (click.exceptions.Exit, typer.Exit) as leave:
         return int(leave.exit_code)
     except BrokenPipeError:
@@ -220,14 +228,11 @@ def main(arguments: list[str] | None = None) -> int:
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # a usage error of click's
             status, line = 2, f"{error.format_message()} (rote -h shows the usage)"
         elif type(error).__name__ == "Abort":
-            status, line = 130, "interrupted; the same command continues where this one stopped"
+            status, line = 130, interrupted
         else:
             status, line = _fault(error)
         if debug:
-            import traceback
-
             traceback.print_exc()
-            return status
     err.print(f"rote: {' '.join(line.split())}", markup=False, soft_wrap=True)
     return status
 

@@ -41,7 +41,8 @@ def log_pz(
 def window_log_pz(logq: Float[np.ndarray, "records tokens"], length: int) -> Float[np.ndarray, "records starts"]:
     """log p of every run of `length` tokens of a record, given all true tokens before it, by cumulative sums.
 
-    Entry [r, t] is the run that starts at token t; NaN where it would leave the record or start at an unpredicted token.
+    Entry [r, t] is the run that starts at token t; NaN where it would leave the record or start at an unpredicted
+    token.
     """
     matrix = np.asarray(logq, np.float64)
     known = ~np.isnan(matrix)
@@ -61,7 +62,8 @@ def window_log_pz(logq: Float[np.ndarray, "records tokens"], length: int) -> Flo
 
 
 def log_tau(n: Float[np.ndarray, ...], p: Float[np.ndarray, ...]) -> Float[np.ndarray, ...]:
-    """log tau(n, p), tau = 1 - (1 - p)^(1/n): the least p_z at which n queries succeed with probability p (0 < p < 1)."""
+    """log tau(n, p), tau = 1 - (1 - p)^(1/n): the least p_z at which n queries succeed with probability p (0 < p <
+    1)."""
     n, p = _grid(n, p)
     return np.log(-np.expm1(np.log1p(-p) / n))
 
@@ -116,7 +118,8 @@ def ceiling(log_pz: Float[np.ndarray, " records"]) -> float:
 def greedy_extractable(
     greedy: Bool[np.ndarray, "records tokens"], prefix: Int[np.ndarray, " records"], suffix: Int[np.ndarray, " records"]
 ) -> Bool[np.ndarray, " records"]:
-    """Does greedy decoding from the prefix emit the suffix? Every suffix token is the argmax given the true tokens before
+    """Does greedy decoding from the prefix emit the suffix? Every suffix token is the argmax given the true tokens
+    before
     it; as long as that holds, the generated tokens are the true ones, so no generation is needed."""
     t = np.arange(greedy.shape[1])
     inside = (t >= np.asarray(prefix)[:, None]) & (t < (np.asarray(prefix) + np.asarray(suffix))[:, None])
@@ -127,7 +130,8 @@ def extraction_strength(
     greedy: Bool[np.ndarray, "records tokens"], predicted: Bool[np.ndarray, "records tokens"]
 ) -> Float[np.ndarray, " records"]:
     """1 - j/T: j the fewest leading tokens that must be given so that every later one is the argmax (0 when the last
-    token is wrong, 1 when all are right). T counts the predicted tokens. Source: Carlini et al. 2021, arXiv 2012.07805."""
+    token is wrong, 1 when all are right). T counts the predicted tokens. Source: Carlini et al. 2021, arXiv
+    2012.07805."""
     greedy, predicted = np.asarray(greedy, bool), np.asarray(predicted, bool)
     right = np.where(predicted, greedy, True)
     # Length of the run of right tokens at the end: walk back while everything is right.

@@ -30,7 +30,8 @@ BOS_RULES = ("auto", "always", "never")
 
 @dataclass(frozen=True)
 class Encoding:
-    """One text as token ids, without special tokens. Token t ends before character `ends[t]` and begins where t-1 ended."""
+    """One text as token ids, without special tokens. Token t ends before character `ends[t]` and begins where t-1
+    ended."""
 
     ids: list[int]
     ends: list[int]
@@ -64,7 +65,8 @@ class CausalLM:
         self._head_transform = _HeadTransform.from_config(self.config)
         self._base = _decoder(hf)
         if not self._decomposes():
-            # The architecture does something between body and head that is not known here: ask it for logits as a whole.
+            # The architecture does something between body and head that is not known here: ask it for logits as a
+            # whole.
             self._base = None
 
     @classmethod

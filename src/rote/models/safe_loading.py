@@ -79,7 +79,8 @@ def inspect_checkpoint(path: str | Path) -> Checkpoint:
             pickles = sorted(file.name for pattern in PICKLES for file in path.glob(pattern))
             if pickles:
                 raise InputError(
-                    f"{path}: only pickled weights ({pickles[0]}); a pickle can run code, so Rote loads safetensors only."
+                    f"{path}: only pickled weights ({pickles[0]}); a pickle can run code, so Rote loads"
+                    f" safetensors only."
                     " Convert on a machine you trust: load it there and save_pretrained(...)"
                 )
             raise InputError(f"{path}: no *.safetensors weights; is the download complete?")

@@ -28,7 +28,8 @@ SMALL_VOCABULARY = 4096  # below this a plain topk is faster than the detour ove
 
 @dataclass(frozen=True)
 class SliceScores:
-    """Per row of a slice: log p(s), rank, entropy (nats), standard deviation of log p under p, greedy verdict, log q."""
+    """Per row of a slice: log p(s), rank, entropy (nats), standard deviation of log p under p, greedy verdict, log
+    q."""
 
     logp: Float[torch.Tensor, " rows"]
     rank: Int[torch.Tensor, " rows"]
@@ -69,7 +70,8 @@ class TokenKernel:
         history: Int[torch.Tensor, "rows history"] | None = None,
     ) -> SliceScores:
         """`z` has `padded_width(vocab_size)` columns, -inf beyond the vocabulary. `history[r]` are the token ids before
-        the target (short rows repeat one of their own ids); needed by repetition penalties only. `z` is left unchanged."""
+        the target (short rows repeat one of their own ids); needed by repetition penalties only. `z` is left
+        unchanged."""
         top = largest(z, self.candidates, self.vocab_size)
         m = top[:, :1]
         d, e, work = self._work(z)
@@ -236,7 +238,8 @@ def penalised(
     penalty: float,
     vocab_size: int,
 ) -> Float[torch.Tensor, "rows vocabulary"]:
-    """Repetition penalty (Keskar et al. 2019, arXiv 1909.05858): z/penalty if z > 0 else z*penalty, for ids seen before."""
+    """Repetition penalty (Keskar et al. 2019, arXiv 1909.05858): z/penalty if z > 0 else z*penalty, for ids seen
+    before."""
     if history is None:
         raise ValueError("a repetition penalty needs the token ids before each target")
     z = z[:, :vocab_size].clone()
@@ -247,7 +250,8 @@ def penalised(
 def scheme_logprob(
     z: Float[torch.Tensor, "rows vocabulary"], target: Int[torch.Tensor, " rows"], scheme: DecodingScheme
 ) -> Float[torch.Tensor, " rows"]:
-    """log q(target) by applying transformers' own warpers to whole rows: exact for every scheme, and slow (it sorts)."""
+    """log q(target) by applying transformers' own warpers to whole rows: exact for every scheme, and slow (it
+    sorts)."""
     from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper
 
     z = TemperatureLogitsWarper(float(scheme.temperature))(None, z)

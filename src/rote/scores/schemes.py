@@ -48,7 +48,8 @@ class DecodingScheme:
 
     @classmethod
     def parse(cls, text: str) -> DecodingScheme:
-        """`"top_k=40,temperature=0.7"`, `"sample"` (plain softmax) or `"greedy"`. Raises InputError, with a suggestion."""
+        """`"top_k=40,temperature=0.7"`, `"sample"` (plain softmax) or `"greedy"`. Raises InputError, with a
+        suggestion."""
         text = text.strip()
         if text == "sample":
             return cls()

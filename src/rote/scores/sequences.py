@@ -1,4 +1,5 @@
-"""From records to token sequences: tokenise whole texts, then cut ids into prefix and suffix; never the other way round.
+"""From records to token sequences: tokenise whole texts, then cut ids into prefix and suffix; never the other way
+round.
 
 Tokenising happens twice, in blocks: once for the lengths (so that every problem is reported before anything runs, and
 work can be ordered), once when a block is scored. Nothing per token is kept in memory for the whole file.
@@ -29,7 +30,8 @@ DEFAULT_PREFIX = DEFAULT_SUFFIX = 50  # Hayes et al. 2024, section 4: a = k = 50
 class Split:
     """Where a record is cut: `prefix` (a) tokens are given, the next `suffix` (k) tokens are what must be recited.
 
-    None is automatic: a = min(50, half the record), k = min(50, the rest). A record that came as prefix and suffix keeps
+    None is automatic: a = min(50, half the record), k = min(50, the rest). A record that came as prefix and suffix
+    keeps
     its own boundary. `long` says what to do with a record longer than the context window: "error" or "truncate".
     """
 
@@ -45,7 +47,8 @@ class Split:
             raise InputError(f"--long must be error or truncate, not {self.long!r}")
 
     def cut(self, tokens: int, boundary: int | None) -> tuple[int, int]:
-        """(a, k) for a record of this many tokens; `boundary` is the token where its own suffix begins, if it has one."""
+        """(a, k) for a record of this many tokens; `boundary` is the token where its own suffix begins, if it has
+        one."""
         if boundary is not None:
             a = boundary
         elif self.prefix is not None:
@@ -107,7 +110,8 @@ class PreparedRecords:
 
 
 def prepare(model: CausalLM, records: RecordTable, split: Split | None = None) -> PreparedRecords:
-    """Count every record's tokens and check that it can be cut and scored. Raises InputError, naming record and place."""
+    """Count every record's tokens and check that it can be cut and scored. Raises InputError, naming record and
+    place."""
     split = split or Split()
     room = _room(model)
     lengths = np.zeros(len(records), np.int32)

@@ -59,7 +59,8 @@ class ScoreStore:
         store = cls(directory, _read_key(directory / KEY_FILE))
         if missing := store.missing():
             raise InputError(
-                f"{directory}: {len(missing)} of {store.shards} shards are missing; run the same audit again to finish it"
+                f"{directory}: {len(missing)} of {store.shards} shards are missing; run the same audit again to"
+                f" finish it"
             )
         return store
 

@@ -28,7 +28,8 @@ SCHEME_PREFIX = "logq:"
 class TokenScores:
     """Per-token scores of a block of records (natural logarithms throughout).
 
-    index: row in the record table. length: tokens, BOS not counted. token_ids: -1 is padding. ends: the character of the
+    index: row in the record table. length: tokens, BOS not counted. token_ids: -1 is padding. ends: the character of
+    the
     record's text before which the token ends. logp: log p(x_t | x_<t), NaN where nothing is predicted. rank: 1 + number
     of vocabulary entries with a larger logit, 0 where undefined. entropy: H_t = -sum_v p_v log p_v. std: standard
     deviation of log p_v under p. greedy: is x_t the argmax. prefix, suffix: a and k. schemes: log q(x_t | x_<t) per

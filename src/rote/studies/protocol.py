@@ -26,7 +26,8 @@ STUDY_SCHEMA_VERSION = "1.0"
 
 @dataclass(frozen=True)
 class Claim:
-    """One checkable sentence. `paper` is what the paper reports, `threshold` what this run must show, fixed beforehand."""
+    """One checkable sentence. `paper` is what the paper reports, `threshold` what this run must show, fixed
+    beforehand."""
 
     id: str
     statement: str
