@@ -197,7 +197,7 @@ def series(evidence: Evidence, settings: AuditSettings, values: list[dict]) -> d
             powers = log_pz[chosen] / math.log(10)
             finite = powers[np.isfinite(powers)]
             counts, edges = np.histogram(np.clip(finite, HISTOGRAM_BINS[0], -1e-9), HISTOGRAM_BINS)
-            rows = [
+            rows: list[tuple[float | None, float | None, int]] = [
                 (float(left), float(right), int(count))
                 for left, right, count in zip(edges[:-1], edges[1:], counts, strict=True)
                 if count

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
+from typing import Any
 
 from rote.errors import InputError
 
@@ -95,4 +96,5 @@ class AuditSettings:
                 near = get_close_matches(key, names, n=1)
                 hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(names)}"
                 raise InputError(f"no audit setting {key!r}; {hint}")
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        chosen: dict[str, Any] = {k: tuple(value) if isinstance(value, list) else value for k, value in values.items()}
+        return cls(**chosen)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -112,7 +112,7 @@ def lm(
     from rote.report.gates import parse_gate
 
     gates = [parse_gate(text) for text in fail_if or ()]
-    chosen = {
+    chosen: dict[str, Any] = {
         "prefix": prefix,
         "suffix": suffix,
         "long": long,
@@ -125,7 +125,9 @@ def lm(
         "dtype": dtype,
         "batch_tokens": batch_tokens,
     }
-    settings = AuditSettings(**chosen, **({"schemes": tuple(scheme)} if scheme else {}))
+    if scheme:
+        chosen["schemes"] = tuple(scheme)
+    settings = AuditSettings(**chosen)
 
     from rote.audit import audit_lm
     from rote.records import read_records

@@ -225,8 +225,9 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # a usage error of click's
-            status, line = 2, f"{error.format_message()} (rote -h shows the usage)"
+        usage = getattr(error, "format_message", None)  # a usage error of click's
+        if usage is not None:
+            status, line = 2, f"{usage()} (rote -h shows the usage)"
         elif type(error).__name__ == "Abort":
             status, line = 130, interrupted
         else:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from numpy.typing import ArrayLike
 
 from rote.errors import InputError
 
@@ -61,7 +62,7 @@ def window_log_pz(logq: Float[np.ndarray, "records tokens"], length: int) -> Flo
     return total
 
 
-def log_tau(n: Float[np.ndarray, ...], p: Float[np.ndarray, ...]) -> Float[np.ndarray, ...]:
+def log_tau(n: ArrayLike, p: ArrayLike) -> Float[np.ndarray, ...]:
     """log tau(n, p), tau = 1 - (1 - p)^(1/n): the least p_z at which n queries succeed with probability p (0 < p <
     1)."""
     n, p = _grid(n, p)

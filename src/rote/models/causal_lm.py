@@ -103,7 +103,7 @@ class CausalLM:
                         f"{path}: its tokenizer cannot be loaded ({str(error).splitlines()[0]})"
                     ) from error
         return cls(
-            hf.to(where),
+            hf.to(where),  # pyright: ignore[reportArgumentType]
             tokenizer,
             name=path.resolve().name,
             bos=bos,

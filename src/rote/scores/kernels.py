@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -220,7 +221,7 @@ def threshold_search(
     edge = high - (crossing - 1) / scale  # one bin higher than the crossing one, against rounding at its own edge
     above = torch.linalg.vecdot(torch.ge(d, edge, out=work), mass)[:, None]
     # Below the edge, edge - d is positive and smallest for the largest d; `threshold` moves all else out of the way.
-    below = torch.nn.functional.threshold_(torch.sub(edge, d, out=work), 0.0, -FAR_BELOW)
+    below = torch.threshold_(torch.sub(edge, d, out=work), 0.0, -FAR_BELOW)
     room = min(BRACKET, vocab_size)
     values = edge + largest(below.neg_(), room, vocab_size)
     cumulative = above + torch.exp(values / temperature).cumsum(-1)
@@ -254,9 +255,10 @@ def scheme_logprob(
     sorts)."""
     from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper
 
-    z = TemperatureLogitsWarper(float(scheme.temperature))(None, z)
+    ids: Any = None  # none of these warpers looks at the history
+    z = TemperatureLogitsWarper(float(scheme.temperature))(ids, z)
     if scheme.top_k:
-        z = TopKLogitsWarper(int(scheme.top_k))(None, z)
+        z = TopKLogitsWarper(int(scheme.top_k))(ids, z)
     for warper in scheme.warpers_after_top_k(z.device):
         z = warper(None, z)
     return z.log_softmax(-1).gather(1, target[:, None])[:, 0]

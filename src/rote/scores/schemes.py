@@ -9,6 +9,7 @@ Knows nothing about: models, records, files. Source: Hayes et al. 2024 (arXiv 24
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 from rote.errors import InputError
 
@@ -56,7 +57,7 @@ class DecodingScheme:
         if text == GREEDY:
             return cls(top_k=1)
         kinds = {field.name: int if field.name == "top_k" else float for field in fields(cls)}
-        values: dict[str, float] = {}
+        values: dict[str, Any] = {}
         for part in text.replace(" ", "").split(","):
             name, equals, value = part.partition("=")
             name = name.replace("-", "_")
@@ -91,8 +92,11 @@ class DecodingScheme:
             "eta_cutoff": 0.0,
             "repetition_penalty": 1.0,
         }
-        found = {name: getattr(config, name, None) for name in off}
-        return cls(**{name: default if found[name] is None else found[name] for name, default in off.items()})
+        chosen: dict[str, Any] = {}
+        for name, default in off.items():
+            value = getattr(config, name, None)
+            chosen[name] = default if value is None else value
+        return cls(**chosen)
 
     @property
     def name(self) -> str:
@@ -126,7 +130,7 @@ class DecodingScheme:
             "repetition_penalty": float(self.repetition_penalty),
         }
 
-    def warpers_after_top_k(self, device="cpu") -> list:
+    def warpers_after_top_k(self, device: Any = "cpu") -> list:
         """transformers' own warpers that follow top-k, in generate's order, to be applied to the kept values."""
         from transformers.generation import logits_process as hf
 

@@ -93,7 +93,7 @@ class TokenScores:
     def from_arrow(cls, table: pa.Table) -> TokenScores:
         simple = {name: table.column(name).to_numpy() for name in ("index", "length", "prefix", "suffix")}
         schemes = [name.removeprefix(SCHEME_PREFIX) for name in table.column_names if name.startswith(SCHEME_PREFIX)]
-        block = cls.empty(*(simple[name] for name in ("index", "length", "prefix", "suffix")), schemes)
+        block = cls.empty(**simple, schemes=schemes)
         inside = np.arange(block.logp.shape[1]) < block.length[:, None]
         for name in MATRICES:
             getattr(block, name)[inside] = _flat(table, name)

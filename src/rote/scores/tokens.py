@@ -151,7 +151,7 @@ class TokenScorer:
         lengths = block.length[batch]
         ids = np.zeros((len(batch), int(lengths.max()) + bos), np.int64)
         ids[:, bos:] = np.maximum(block.token_ids[batch, : int(lengths.max())], 0)
-        if bos:
+        if model.bos_id is not None:
             ids[:, 0] = model.bos_id
         # Token t of a record is predicted by the hidden state before it: row t - 1 + bos of the input.
         record, position = np.nonzero(np.arange(1 - bos, int(lengths.max()))[None] < lengths[:, None])
