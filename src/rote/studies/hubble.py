@@ -5,9 +5,9 @@ One bed, five arms that differ in nothing but the copies: standard, perturbed, e
 one passage a document, copies drawn at random. The background repeats (see `background_passes` in the table "bed"),
 every copy stands in the stream once, so exposures = copies.
 
-Thresholds are those of the paper's small-scale replication, fixed before any run. One is adjusted for multiplicity:
-five levels are tested at once against 0.5, where +-2 standard errors would fail a correct bed in about one run of five;
-the band is the simultaneous 99 % one (3.09 standard errors). Source: Wei et al. 2025, "Hubble", arXiv 2510.19811.
+Thresholds are those of the paper's small-scale replication, fixed before any run. Five levels are tested at once
+against 0.5 +- 2 standard errors, so a correct bed misses `standard_is_blind` in about one run of five: a miss there is
+to be read with its observed deviations. Source: Wei et al. 2025, "Hubble", arXiv 2510.19811.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from rote.studies.protocol import Claim, Study, StudyContext
 ARMS = ("standard", "perturbed", "early:0-25", "late:75-100", "dilute:x2")
 #: Copies -> texts.
 LEVELS = {0: 192, 1: 96, 4: 96, 16: 48, 64: 12, 256: 4}
-BAND = 3.09  # two-sided 99 % over five levels: Phi^-1(1 - 0.01 / 10)
+BAND = 2.0  # standard errors
 
 CLAIMS = (
     Claim(
         "standard_is_blind",
         "A model that never saw the copies cannot tell the levels apart: the counts were drawn at random.",
         "standard models: AUROC .48 to .54 everywhere",
-        "loss AUROC of every level against 0 copies within 0.5 +- 3.09 s.e. (simultaneous 99 % over 5 levels)",
+        "loss AUROC of every level against 0 copies within 0.5 +- 2 s.e.",
     ),
     Claim(
         "sixteen_copies",

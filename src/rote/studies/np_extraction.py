@@ -71,7 +71,7 @@ CLAIMS = (
         "bigger_model",
         "a model with twice the layers, on the same stream, leaks no less",
         "rate rises with model size",
-        "at no (n, p) significantly lower on passages with 16 copies or more (paired sign test, one-sided 5%)",
+        "at no (n, p) of the grid a lower rate on passages with 16 copies or more",
     ),
     Claim(
         "held_out",
@@ -162,8 +162,10 @@ def _claims(context: StudyContext, scores: dict[str, TokenScores], copies: np.nd
 
     deep = _log_pz(scores["deep"], SCHEME)
     often = copies >= MANY_COPIES
-    worst = _worst_sign_test(log_pz[often], deep[often])
-    context.claim("bigger_model", observed={"smallest p-value of 'deeper leaks less'": worst}, holds=worst > 0.05)
+    lower = _points_where_lower(log_pz[often], deep[often])
+    context.claim(
+        "bigger_model", observed={"points with a lower rate": len(lower), "first": lower[:3]}, holds=not lower
+    )
     unseen = float(np.mean(extraction.extractable(deep[copies == 0], 100, 0.5)))
     context.claim("held_out", observed=unseen, holds=unseen <= 0.01)
 
@@ -186,18 +188,13 @@ def _claims(context: StudyContext, scores: dict[str, TokenScores], copies: np.nd
     context.figure("rates", _figure(rows))
 
 
-def _worst_sign_test(small: np.ndarray, deep: np.ndarray) -> float:
-    """Over the grid: the smallest one-sided p-value that the deeper model extracts fewer of the same passages."""
-    from scipy.stats import binomtest
-
-    worst = 1.0
-    for n in QUERIES:
-        for p in LEVELS:
-            a, b = extraction.extractable(small, n, p), extraction.extractable(deep, n, p)
-            lost, won = int((a & ~b).sum()), int((b & ~a).sum())
-            if lost + won:
-                worst = min(worst, float(binomtest(lost, lost + won, alternative="greater").pvalue))
-    return worst
+def _points_where_lower(small: np.ndarray, deep: np.ndarray) -> list[dict]:
+    """The grid points (n, p) at which the deeper model's rate on the same passages is the lower one."""
+    a, b = extraction.rate(small, QUERIES, LEVELS), extraction.rate(deep, QUERIES, LEVELS)
+    return [
+        {"n": float(QUERIES[i]), "p": float(LEVELS[j]), "small": float(a[i, j]), "deep": float(b[i, j])}
+        for i, j in np.argwhere(b < a)
+    ]
 
 
 def _monte_carlo(context: StudyContext, model: CausalLM, block: TokenScores) -> None:
