@@ -9,5 +9,9 @@ __getattr__, __dir__, __all__ = lazy(
         "audit_lm": "rote.audit.lm",
         "remake": "rote.audit.lm",
         "Estimate": "rote.audit.lm",
+        "Companion": "rote.audit.companions",
+        "Treated": "rote.audit.treatment",
+        "Treatment": "rote.audit.treatment",
+        "treat": "rote.audit.treatment",
     },
 )

@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from rote.atomic import write_atomic
 from rote.audit import findings as build
+from rote.audit.companions import companion_measures, companions_of, identity, score_companions
 from rote.audit.corpus import corpus_counts, corpus_guard, count_corpus, with_counts
 from rote.audit.evidence import Evidence, collect
 from rote.audit.exposed import caveats, exposed, span
@@ -58,6 +59,8 @@ def audit_lm(
     control: RecordTable | None = None,
     references: Sequence[CausalLM | str | Path] = (),
     corpus: str | Path | None = None,
+    utility: Mapping[str, RecordTable] | None = None,
+    variants: Mapping[str, RecordTable] | None = None,
     settings: AuditSettings | None = None,
     overwrite: bool = False,
     reveal: bool = False,
@@ -70,6 +73,8 @@ def audit_lm(
 
     references: models that never saw the records: the reference attack, LiRA and RMIA (offline), and a second control.
     corpus: the training data (folder of text, jsonl or parquet): fills in missing duplicate counts by exact counting.
+    utility: ordinary text by name, whose perplexity is measured too. variants: the records asked differently, by name
+    (paraphrases; `rote.audit.companions.prefix_neighbours`): what they still get back.
     reveal: put record contents into findings and report. progress(stage, done, total) in tokens; announce(Estimate)
     before the first pass. The same call continues an interrupted run and gives the same findings, byte for byte.
 
@@ -88,6 +93,7 @@ def audit_lm(
         prepare(other, records, split)  # a reference that cannot score the records is found before anything is written
     if corpus is not None and not Path(corpus).exists():
         raise InputError(f"{corpus}: no such corpus; give a folder or file of text, jsonl or parquet")
+    beside = companions_of(utility, variants)
     run = RunDirectory.claim(
         out,
         {
@@ -106,7 +112,8 @@ def audit_lm(
                 "settings": settings.results_only(),
                 "references": [other.fingerprint for other in others],
                 "corpus": str(corpus) if corpus else None,
-            },
+            }
+            | ({"companions": identity(beside)} if beside else {}),
             "references": [other.name for other in others],
             "prepared": {
                 "merged": np.flatnonzero(prepared.merged).tolist(),
@@ -153,6 +160,8 @@ def audit_lm(
                 progress=lambda done, total: tell(f"reference {number}", done, total),
             ),
         )
+    if beside:
+        stage("companions", lambda: score_companions(model, beside, run, settings, tell))
     if settings.attacks and not (run.path / "extra.json").exists():
         from rote.audit.extra import extra_passes
 
@@ -226,6 +235,7 @@ def make_findings(
     merged, truncated = np.zeros(len(records), bool), np.zeros(len(records), bool)
     merged[prepared["merged"]], truncated[prepared["truncated"]] = True, True
     values = build.measures(evidence, settings)
+    values += companion_measures(run, settings)
     named = {name: means[evidence.row] for name, means in zip(run.run["references"], reference_means, strict=True)}
     guards = run_guards(
         evidence,

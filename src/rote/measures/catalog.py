@@ -220,6 +220,38 @@ MEASURES: dict[str, MeasureInfo] = _by_name(
             "Shilov et al. 2024, arXiv 2405.15523, sec. 3",
             "Whether exact deduplication is enough, and how fuzzy a near-duplicate filter must be.",
         ),
+        MeasureInfo(
+            "variants.rate",
+            "(n, p)-extraction when asked differently",
+            "The (n, p)-discoverable extraction rate of the same suffixes behind other prefixes: paraphrases, or the "
+            "record's own prefix with a few tokens exchanged. Same tau(n, p) and decoding scheme.",
+            (0.0, 1.0),
+            HIGHER,
+            "share of records",
+            "Hayes et al. 2024, arXiv 2410.19482, sec. 3, on changed prefixes",
+            "Whether a treatment removed the record or only the one question it was tried with.",
+        ),
+        MeasureInfo(
+            "variants.greedy_rate",
+            "Greedy extraction when asked differently",
+            "Share of records whose suffix greedy decoding still gives behind a changed prefix.",
+            (0.0, 1.0),
+            HIGHER,
+            "share of records",
+            "Carlini et al. 2023, arXiv 2202.07646, sec. 3, on changed prefixes",
+            "Whether a treatment removed the record or only the one question it was tried with.",
+        ),
+        MeasureInfo(
+            "utility.perplexity",
+            "Perplexity on ordinary text",
+            "exp(sum_i NLL_i / sum_i T_i) over all predicted tokens of the text named in `text`; NLL_i in nats, T_i "
+            "tokens of record i.",
+            (1.0, None),
+            "lower = better",
+            "perplexity",
+            "Jelinek et al. 1977, J. Acoust. Soc. Am. 62",
+            "What a treatment cost: compare before and after on text it must not touch.",
+        ),
     ]
 )  # fmt: skip
 

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 from rote.errors import InputError
 from rote.report import paired
 from rote.report.findings import Findings, Measure, MeasureValue, dims_key, load, rounded
-from rote.report.joined import Joined, join
+from rote.report.joined import Joined, JoinedCompanions, join, join_companions
 from rote.report.paired import Difference
 from rote.report.text import shown_plain
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+BESIDE = ("utility.", "variants.")  # measured on companions of the records
 MUST_AGREE = ("prefix", "suffix", "schemes", "bos")
 
 
@@ -33,6 +34,7 @@ class Run:
     name: str
     findings: Findings
     records: pa.Table | None = None
+    companions: pa.Table | None = None
 
 
 @dataclass(frozen=True)
@@ -112,17 +114,20 @@ def load_run(directory: str | Path) -> Run:
     place = Path(directory)
     findings = load(place)
     folder = place if place.is_dir() else place.parent
-    file = folder / "records.parquet"
-    table = None
-    if file.exists():
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+    return Run(folder.resolve().name, findings, *(_table(folder, name) for name in ("records", "companions")))
 
-        try:
-            table = pq.read_table(file)
-        except (pa.ArrowInvalid, OSError):
-            raise InputError(f"{file}: not a readable parquet file; re-make it with: rote report {folder}") from None
-    return Run(folder.resolve().name, findings, table)
+
+def _table(folder: Path, name: str) -> pa.Table | None:
+    file = folder / f"{name}.parquet"
+    if not file.exists():
+        return None
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_table(file)
+    except (pa.ArrowInvalid, OSError):
+        raise InputError(f"{file}: not a readable parquet file; re-make it with: rote report {folder}") from None
 
 
 def compare_runs(directories: Sequence[str | Path], *, force: bool = False, confidence: float = 0.95) -> Comparison:
@@ -132,6 +137,7 @@ def compare_runs(directories: Sequence[str | Path], *, force: bool = False, conf
         [r.findings for r in runs],
         names=[r.name for r in runs],
         records=[r.records for r in runs],
+        companions=[r.companions for r in runs],
         force=force,
         confidence=confidence,
     )
@@ -142,6 +148,7 @@ def compare(
     *,
     names: Sequence[str] | None = None,
     records: Sequence[pa.Table | None] | None = None,
+    companions: Sequence[pa.Table | None] | None = None,
     force: bool = False,
     confidence: float = 0.95,
 ) -> Comparison:
@@ -154,11 +161,9 @@ def compare(
     """
     if len(findings) < 2:
         raise InputError(f"comparing needs at least two runs, got {len(findings)}")
-    tables = list(records) if records is not None else [None] * len(findings)
-    runs = [
-        Run(name, f, t)
-        for name, f, t in zip(_distinct(names or [f.model.name for f in findings]), findings, tables, strict=True)
-    ]
+    none = [None] * len(findings)
+    labels = _distinct(names or [f.model.name for f in findings])
+    runs = [Run(*parts) for parts in zip(labels, findings, records or none, companions or none, strict=True)]
     clashes = [clash for run in runs[1:] for clash in _clashes(runs[0], run)]
     if clashes and not force:
         raise InputError("these runs cannot be compared: " + "; ".join(clashes) + ". Audit both alike, or pass --force")
@@ -198,6 +203,7 @@ def _pair(before: Run, after: Run, confidence: float) -> Pair:
     joined = None
     if before.findings.records.fingerprint == after.findings.records.fingerprint:
         joined = join(before.records, after.records)
+    beside = join_companions(before.companions, after.companions)
     changes, only_before, only_after = [], [], []
     later = {m.name: m for m in after.findings.measures}
     for measure in before.findings.measures:
@@ -209,13 +215,18 @@ def _pair(before: Run, after: Run, confidence: float) -> Pair:
         for value in measure.values:
             twin = twins.get(dims_key(value.dims))
             if twin is not None and value.value is not None and twin.value is not None:
-                changes.append(_change(measure, value, twin, joined, confidence))
+                pairing = beside if measure.name.startswith(BESIDE) else joined
+                changes.append(_change(measure, value, twin, pairing, confidence))
     only_after = sorted(later)
     return Pair(before.name, after.name, changes, sorted(only_before), only_after)
 
 
 def _change(
-    measure: Measure, before: MeasureValue, after: MeasureValue, joined: Joined | None, confidence: float
+    measure: Measure,
+    before: MeasureValue,
+    after: MeasureValue,
+    joined: Joined | JoinedCompanions | None,
+    confidence: float,
 ) -> Change:
     was, now = before.value or 0.0, after.value or 0.0  # the caller left out values that are null
     difference = joined.difference(measure.name, before, after, confidence) if joined else None

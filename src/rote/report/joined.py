@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 LOG_PZ, SCORE = "log_pz:", "score:"
+TEXTS, NUMBERS = ("id", "population"), ("duplicates", "greedy", "tokens", "nll")
 _KNOWN_DIMS = {"population", "scheme", "queries", "p", "duplicates", "attack"}
 
 
@@ -85,12 +86,47 @@ def join(before: pa.Table | None, after: pa.Table | None) -> Joined | None:
     return Joined({k: v[a] for k, v in old.items()}, {k: v[b] for k, v in new.items()})
 
 
-def _columns(table: pa.Table) -> dict[str, np.ndarray]:
+@dataclass(frozen=True)
+class JoinedCompanions:
+    """Two runs' `companions.parquet` (name, role, id, tokens, nll, greedy, log_pz:<scheme>), matched row by row."""
+
+    before: dict[str, np.ndarray]
+    after: dict[str, np.ndarray]
+
+    def difference(self, name: str, before: MeasureValue, after: MeasureValue, confidence: float) -> Difference | None:
+        """The paired difference of a companion's number, or None when the tables cannot reproduce it."""
+        dims = before.dims
+        if name == "utility.perplexity" and set(dims) == {"text"}:
+            rows = (self.before["role"] == "utility") & (self.before["name"] == dims["text"])
+            if not rows.any() or not np.array_equal(self.before["tokens"][rows], self.after["tokens"][rows]):
+                return None
+            return paired.perplexity(
+                self.after["nll"][rows], self.before["nll"][rows], self.before["tokens"][rows], confidence=confidence
+            )
+        known = {"variants.greedy_rate": "extraction.greedy_rate", "variants.rate": "extraction.rate"}.get(name)
+        rows = (self.before["role"] == "variant") & (self.before["name"] == dims.get("variant"))
+        if known is None or not rows.any():
+            return None
+        new, old = _indicator(known, dims, self.after), _indicator(known, dims, self.before)
+        return None if new is None or old is None else paired.proportions(new[rows], old[rows], confidence=confidence)
+
+
+def join_companions(before: pa.Table | None, after: pa.Table | None) -> JoinedCompanions | None:
+    """Match two companion tables; None unless both hold the same rows in the same order."""
+    if before is None or after is None:
+        return None
+    old, new = _columns(before, also=("name", "role")), _columns(after, also=("name", "role"))
+    same = all(np.array_equal(old[key], new[key]) for key in ("name", "role", "id"))
+    return JoinedCompanions(old, new) if same else None
+
+
+def _columns(table: pa.Table, also: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
     out = {}
     for name in table.column_names:
-        if name in ("id", "population", "duplicates", "greedy") or name.startswith((LOG_PZ, SCORE)):
+        if name in (*NUMBERS, *TEXTS, *also) or name.startswith((LOG_PZ, SCORE)):
             column = table.column(name).combine_chunks()
-            out[name] = np.array(column.to_pylist(), dtype=object) if name in ("id", "population") else _numbers(column)
+            words = name in TEXTS or name in also
+            out[name] = np.array(column.to_pylist(), dtype=object) if words else _numbers(column)
     return out
 
 

@@ -103,7 +103,7 @@ def run(context: StudyContext) -> None:
         seed=context.seed,
         passages=sum(LEVELS.values()),
         weights=LEVELS,
-        corpus_tokens=250_000,
+        corpus_tokens=800_000,
         architecture="llama",
         batch_size=8,
         steps=2500,
