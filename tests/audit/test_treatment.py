@@ -156,10 +156,14 @@ def test_damaged_weights_are_never_saved(sets, tmp_path):
 def test_forget_and_retain_must_differ_and_an_unmemorized_set_is_named(sets, tmp_path):
     model, forget, _, other = sets
     with pytest.raises(InputError, match="cannot forget and keep the same text"):
-        treat(model, "flatten", flatten_the_predictions, tmp_path / "a", forget=forget, retain=forget, settings=SETTINGS)
+        treat(
+            model, "flatten", flatten_the_predictions, tmp_path / "a", forget=forget, retain=forget, settings=SETTINGS
+        )
     lines = []
     renamed = RecordTable.from_rows({"id": f"new-{i}", "text": text} for i, text in enumerate(other.column("text")))
-    treat(model, "flatten", flatten_the_predictions, tmp_path / "b", forget=renamed, settings=SETTINGS, say=lines.append)
+    treat(
+        model, "flatten", flatten_the_predictions, tmp_path / "b", forget=renamed, settings=SETTINGS, say=lines.append
+    )
     assert any("hardly memorized to begin with" in line for line in lines)
 
 

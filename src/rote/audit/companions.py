@@ -81,6 +81,7 @@ def score_companions(
             schemes=schemes,
             split=Split(None, None, "truncate") if utility else Split(settings.prefix, settings.suffix, settings.long),
             batch_tokens=settings.batch_tokens,
+            engine=settings.engine,
             progress=lambda done, total, name=companion.name: progress(name, done, total),
         )
         ids = companion.records.column("id")

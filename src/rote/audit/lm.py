@@ -99,7 +99,7 @@ def audit_lm(
         {
             "kind": "audit-lm",
             "command": command,
-            "engine": "local",
+            "engine": settings.engine,
             "versions": versions(),
             "seed": settings.seed,
             "model": model.describe(),
@@ -145,6 +145,7 @@ def audit_lm(
             schemes=schemes,
             split=split,
             batch_tokens=settings.batch_tokens,
+            engine=settings.engine,
             progress=lambda done, total: tell("scoring", done, total),
         ),
     )
@@ -157,6 +158,7 @@ def audit_lm(
                 run.path / f"reference-{number}",
                 split=split,
                 batch_tokens=settings.batch_tokens,
+                engine=settings.engine,
                 progress=lambda done, total: tell(f"reference {number}", done, total),
             ),
         )

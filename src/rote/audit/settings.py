@@ -23,7 +23,7 @@ class AuditSettings:
     use `headline_queries` at p = 0.5. attacks: membership attacks beyond those one pass gives. randomized: membership
     was assigned to each record by an independent fair coin, which is what the one-run privacy bound needs.
     corpus_column: field of the corpus that holds its text. shots: non-member texts shown to ReCaLL. neighbours:
-    perturbed copies per record. confidence: of every interval.
+    perturbed copies per record. confidence: of every interval. engine: local, or ray (many machines).
     """
 
     schemes: tuple[str, ...] = ("top_k=40",)
@@ -45,6 +45,7 @@ class AuditSettings:
     device: str = field(default="auto", metadata={"result": False})
     dtype: str = "auto"
     batch_tokens: int | None = field(default=None, metadata={"result": False})
+    engine: str = field(default="local", metadata={"result": False})
 
     def __post_init__(self):
         from rote.scores.schemes import DecodingScheme
@@ -73,6 +74,7 @@ class AuditSettings:
             (self.shots >= 1, "shots must be at least 1"),
             (self.neighbours >= 1, "neighbours must be at least 1"),
             (self.exposed >= 0, "exposed must not be negative"),
+            (self.engine in ("local", "ray"), f"engine is local or ray, not {self.engine!r}"),
         ):
             if not ok:
                 raise InputError(f"audit settings: {message}")

@@ -26,6 +26,7 @@ import numpy as np
 
 from rote.atomic import write_atomic
 from rote.audit.companions import prefix_neighbours
+from rote.audit.harness_tasks import evaluate_tasks, task_names
 from rote.audit.lm import audit_lm
 from rote.audit.run_directory import RunDirectory
 from rote.audit.settings import AuditSettings
@@ -88,6 +89,7 @@ def treat(
     utility: Mapping[str, RecordTable] | None = None,
     method_settings: Mapping[str, Any] | None = None,
     settings: AuditSettings | None = None,
+    tasks: str | Path | None = None,
     overwrite: bool = False,
     command: str = "",
     progress: Progress | None = None,
@@ -97,7 +99,8 @@ def treat(
 
     forget: the records to be forgotten. retain: text that must stay; its perplexity is measured. control: unseen
     records of the same kind as forget, against which membership is judged. utility: further texts by name.
-    method_settings: what `apply` depends on, kept in treatment.json. The same call continues an interrupted run.
+    method_settings: what `apply` depends on, kept in treatment.json. tasks: a folder of lm-evaluation-harness tasks,
+    run before and after. The same call continues an interrupted run.
 
     Raises InputError for bad input, for a retain set that overlaps the forget set, and for another run in `out`.
     """
@@ -106,6 +109,8 @@ def treat(
     out = Path(out)
     adapter = CausalLM.load(model, device=settings.device, dtype=settings.dtype, bos=settings.bos)
     notes = _check_sets(forget, retain)
+    if tasks is not None:
+        task_names(tasks)  # refused now rather than after the first audit
     texts = {**({"retain": retain} if retain is not None else {}), **(utility or {})}
     if control is not None:
         texts.setdefault("control", control)
@@ -152,13 +157,21 @@ def treat(
             progress=lambda stage, done, total: tell(f"{name}: {stage}", done, total),
         )
 
+    def run_tasks(subject: CausalLM, name: str) -> dict | None:
+        if tasks is None:
+            return None
+        speak(f"tasks {name} the treatment")
+        return evaluate_tasks(subject, tasks)
+
     before = audit(adapter, "before")
+    tasks_before = run_tasks(adapter, "before")
     notes += _not_memorized(before, settings)
     for note in notes:
         speak(f"note: {note}")
     treated, subject = _apply(adapter, run, method, apply, tell, speak, settings)
     with treated.hook(subject) if treated.hook else nullcontext():
         after = audit(subject, "after")
+        tasks_after = run_tasks(subject, "after")
     comparison = compare_runs([out / "before", out / "after"])
     write_comparison(comparison, out / "compare.html")
     summary = {
@@ -171,6 +184,7 @@ def treat(
         "control": "control" if (out / "control").is_dir() else None,
         "details": dict(treated.details),
         "notes": [*notes, *treated.notes],
+        "tasks": None if tasks is None else {"before": tasks_before, "after": tasks_after},
         **comparison.to_dict(),
     }
     summary = rounded(json.loads(json.dumps(summary, default=str)))

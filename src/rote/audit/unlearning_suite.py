@@ -152,8 +152,8 @@ def extraction_of(records: RecordTable, *, long: str = "error") -> Callable[[Cau
 
 
 def greedy_answers(model: CausalLM, scored: AnswerScores, *, new_tokens: int | None = None) -> list[list[int]]:
-    """Greedy continuations of every record's prompt, `new_tokens` long (None: as long as the record's answer), as far as
-    the context window goes; cut at end-of-text. A record without a prompt (and a model without BOS) gives nothing."""
+    """Greedy continuations of every record's prompt, `new_tokens` long (None: as long as the record's answer), as far
+    as the context window goes; cut at end-of-text. A record without a prompt gives nothing, unless there is a BOS."""
     from rote.scores.continuations import greedy_continuations
 
     scores = scored.scores
@@ -426,10 +426,13 @@ def _gap(forget: np.ndarray, holdout: np.ndarray) -> Estimate:
     """Difference of two means of different records, with Welch's interval."""
     from scipy import stats
 
-    result = stats.ttest_ind(forget, holdout, equal_var=False)
-    low, high = result.confidence_interval(0.95)
-    value = float(forget.mean() - holdout.mean())
-    return Estimate(value, float(low), float(high), len(forget) + len(holdout), "Welch 95%")
+    value, n = float(forget.mean() - holdout.mean()), len(forget) + len(holdout)
+    a, b = (np.var(x, ddof=1) / len(x) if len(x) > 1 else math.nan for x in (forget, holdout))
+    if not a + b > 0:  # one record on a side, or no spread at all
+        return Estimate(value, math.nan, math.nan, n, "Welch 95%")
+    freedom = (a + b) ** 2 / (a**2 / (len(forget) - 1) + b**2 / (len(holdout) - 1))
+    half = float(stats.t.ppf(0.975, freedom)) * math.sqrt(a + b)
+    return Estimate(value, value - half, value + half, n, "Welch 95%")
 
 
 def _finite(value: float | None) -> float | None:

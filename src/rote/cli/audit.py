@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from rote.cli import console
+from rote.cli.audit_unlearning import unlearning
 from rote.cli.console import config_option, print_config, progress_bars, say
 from rote.errors import InputError
 
@@ -90,6 +91,9 @@ def lm(
     batch_tokens: Annotated[
         int | None, typer.Option(help="Padded tokens in one forward pass. [default: by device]")
     ] = None,
+    engine: Annotated[
+        str, typer.Option(help="local, or ray: workers on many machines that share the file system.")
+    ] = "local",
     json_: Annotated[bool, typer.Option("--json", help="Print the findings as JSON on stdout.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress, no summary.")] = False,
     config: Annotated[
@@ -124,6 +128,7 @@ def lm(
         "device": device,
         "dtype": dtype,
         "batch_tokens": batch_tokens,
+        "engine": engine,
     }
     if scheme:
         chosen["schemes"] = tuple(scheme)
@@ -161,6 +166,13 @@ def lm(
     from rote.cli.main import finish
 
     finish(found, run, gates, json_=json_, quiet=quiet)
+
+
+audit_app.command(
+    "unlearning",
+    epilog="Example: rote audit unlearning ./before ./after --forget f.jsonl --retain r.jsonl --holdout h.jsonl"
+    " --oracle ./retrained -o runs/forgotten",
+)(unlearning)
 
 
 def command_line() -> str:

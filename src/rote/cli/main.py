@@ -187,11 +187,17 @@ def _mount() -> None:
     """Sub-commands, each in its own file."""
     from rote.cli.audit import audit_app
     from rote.cli.demo import demo
+    from rote.cli.plan import plan_app
+    from rote.cli.probe import probe_app
     from rote.cli.study import study_app
     from rote.cli.testbed import testbed_app
+    from rote.cli.treat import treat_app
 
     app.command()(demo)
     app.add_typer(audit_app, name="audit")
+    app.add_typer(treat_app, name="treat")
+    app.add_typer(probe_app, name="probe")
+    app.add_typer(plan_app, name="plan")
     app.add_typer(testbed_app, name="testbed")
     app.add_typer(study_app, name="study")
 

@@ -42,17 +42,26 @@ class CausalLM:
 
     Attributes: `hf` the transformers model in evaluation mode; `tokenizer` (None for a model without one, which then
     takes token ids only); `bos_id` the token prepended as context or None; `fingerprint` sha256 of weights,
-    configuration and tokenizer; `context_length` in tokens, BOS included (None: unlimited).
+    configuration and tokenizer; `context_length` in tokens, BOS included (None: unlimited); `source` the directory it
+    was loaded from (None for a model that was made in memory).
     """
 
     def __init__(
-        self, hf: Any, tokenizer: Any = None, *, name: str = "model", fingerprint: str | None = None, bos: str = "auto"
+        self,
+        hf: Any,
+        tokenizer: Any = None,
+        *,
+        name: str = "model",
+        fingerprint: str | None = None,
+        bos: str = "auto",
+        source: Path | None = None,
     ):
         if bos not in BOS_RULES:
             raise InputError(f"unknown BOS rule {bos!r}; use one of {', '.join(BOS_RULES)}")
         self.hf = hf.eval()
         self.tokenizer = tokenizer
         self.name = name
+        self.source = source
         self.bos_rule = bos
         self.config = hf.config.get_text_config()
         self.vocab_size = int(hf.get_output_embeddings().weight.shape[0])
@@ -108,6 +117,7 @@ class CausalLM:
             name=path.resolve().name,
             bos=bos,
             fingerprint=_with_tokenizer(checkpoint, tokenizer),
+            source=path.resolve(),
         )
 
     @property

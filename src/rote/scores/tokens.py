@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
-from rote.errors import RoteError
+from rote.errors import InputError, RoteError
 from rote.scores.kernels import TokenKernel, padded_width
 from rote.scores.schemes import DecodingScheme
 from rote.scores.sequences import PreparedRecords, Split, prepare
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from rote.models.causal_lm import CausalLM
     from rote.records.table import RecordTable
 
+ENGINES = ("local", "ray")
 SHARD_TOKENS = 16_384  # a crash loses at most this many tokens of work
 BATCH_TOKENS = {"cpu": 2_048, "cuda": 32_768, "mps": 8_192}  # padded tokens in one forward pass
 PRODUCT_BYTES = {"cpu": 96 << 20, "cuda": 2 << 30, "mps": 256 << 20}  # logits made by one product with the head
@@ -46,9 +47,12 @@ def score_tokens(
     schemes: Sequence[DecodingScheme] = (),
     split: Split | None = None,
     batch_tokens: int | None = None,
+    engine: str = "local",
     progress: Callable[[int, int], None] | None = None,
 ) -> ScoreStore:
     """Score every record once and keep the result in `directory`; continue where an earlier run stopped.
+
+    engine: "local", or "ray" for workers on many machines that share the file system (`rote.scores.ray_engine`).
 
     `progress(tokens_done, tokens_in_all)` is called after each batch. Raises InputError for records that cannot be
     scored, RunMismatchError when `directory` belongs to another run, RoteError when the model yields NaN.
@@ -59,17 +63,26 @@ def score_tokens(
     missing = set(store.missing())
     total = prepared.tokens
     done = sum(int(prepared.lengths[rows].sum()) for shard, rows in enumerate(shards) if shard not in missing)
+
+    def report(tokens: int) -> None:
+        nonlocal done
+        done += tokens
+        if progress:
+            progress(done, total)
+
+    report(0)
+    if engine not in ENGINES:
+        raise InputError(f"unknown engine {engine!r}; use {' or '.join(ENGINES)}")
+    if engine == "ray" and missing:
+        from rote.scores.ray_engine import score_with_ray
+
+        score_with_ray(
+            model, records, store, sorted(missing), schemes=schemes, split=prepared.split, batch_tokens=batch_tokens,
+            report=report,
+        )  # fmt: skip
+        return store
     scorer = TokenScorer(model, schemes, batch_tokens=batch_tokens)
-    if progress:
-        progress(done, total)
     for shard in sorted(missing):
-
-        def report(tokens: int) -> None:
-            nonlocal done
-            done += tokens
-            if progress:
-                progress(done, total)
-
         store.write(shard, scorer(prepared, shards[shard], report))
     return store
 

@@ -1,0 +1,214 @@
+"""Suppress the recitation of given records at inference, in one call: labels, place, dose, probe, and what it costs.
+
+    labels      against a reference model that never saw the records where there is one, else forget against retain
+    place       one site, all its layers (at most 12, evenly spaced): where most recitation is lost for the price
+    dose        difference of means: the largest that costs less than `cost` of perplexity on half of the retain text
+    held out    the same with a direction from 70 % of the passages, measured on the other 30 % and the other half
+
+Knows everything in this package. Knows nothing about: audits, the command line.
+Source: Slonski 2024, arXiv 2412.01014 (that intervening suppresses recitation); all the choices here are inferred.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Int
+
+from rote.errors import InputError
+from rote.internals.neurons.activations import ActivationStore
+from rote.internals.neurons.dose_response import dose_at_cost, dose_response
+from rote.internals.neurons.intervention import MODES, Direction, check_mode, intervene, save_direction
+from rote.internals.neurons.placement import choose_place, class_direction
+from rote.internals.neurons.probes import train_probe
+from rote.internals.neurons.selection import select_units
+from rote.internals.neurons.sites import Place, blocks
+from rote.internals.neurons.splits import held_out
+from rote.internals.neurons.token_labels import TokenLabels
+from rote.runtime import derive_seed
+
+if TYPE_CHECKING:
+    from rote.models.causal_lm import CausalLM
+    from rote.records.table import RecordTable
+
+Progress = Callable[[str, int, int], None]
+MOST_SAMPLES = 1_000  # of either set: more do not change a mean of a few thousand coordinates
+MOST_LAYERS = 12
+TUNING_TOKENS = 8_192
+UNITS = 20  # card section 3.4, m = 20; inferred
+NO_REFERENCE = (
+    "labels come from forget against retain alone: without a reference model that never saw the records, what is"
+    " suppressed may partly be their kind of text"
+)
+
+
+@dataclass(frozen=True)
+class Suppression:
+    """A direction with its settings. details: how it was found and what it does on passages it was not made from."""
+
+    direction: Direction
+    mode: str
+    scale: float
+    positions: str
+    details: dict[str, Any]
+    notes: tuple[str, ...]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Arguments of `intervene`."""
+        return {"mode": self.mode, "scale": self.scale, "positions": self.positions}
+
+    def on(self, model: CausalLM | Any) -> AbstractContextManager[None]:
+        """The context manager under which `model` is controlled."""
+        return intervene(model, self.direction, **self.settings)
+
+    def save(self, folder: str | Path) -> None:
+        """What `load_direction` reads."""
+        save_direction(self.direction, folder, self.settings)
+
+
+def fit_suppression(
+    model: CausalLM,
+    forget: RecordTable,
+    retain: RecordTable,
+    *,
+    reference: CausalLM | None = None,
+    site: str | None = None,
+    layer: int | None = None,
+    mode: str = "diff-means",
+    scale: float | None = None,
+    positions: str = "all",
+    cost: float = 0.03,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Suppression:
+    """Find what to change in `model` so that `forget` is recited less and `retain` stays.
+
+    site: default mlp_out, for set-to-mean mlp_hidden. layer: None chooses it. scale: None is the dose of the head of
+    this file for diff-means, 1 otherwise.
+    Raises InputError when nothing of forget is recited (there is nothing to suppress), or a setting means nothing.
+    """
+    if mode not in MODES:
+        raise InputError(f"unknown intervention {mode!r}; use one of {', '.join(MODES)}")
+    if not 0 < cost < 1:
+        raise InputError(f"the price must lie strictly between 0 and 1 of perplexity, not {cost}")
+    tell = progress or (lambda stage, done, total: None)
+    site = site or ("mlp_hidden" if mode == "set-to-mean" else "mlp_out")
+    forget, retain = _some(forget, seed), _some(retain, seed)
+    labels = _labels(model, forget, retain, reference, seed)
+    tuning, testing = _halves(model, retain, seed)
+    layers = _layers(model, layer)
+    acts = ActivationStore.capture(
+        model, labels, sites=site, layers=layers, progress=lambda done, total: tell("activations", done, total)
+    )
+    against = tuple(name for number, name in enumerate(labels.kinds) if number != 1)
+    if mode == "set-to-mean":
+        direction, table = _by_units(acts, labels, against, seed)
+    elif layer is None:
+        direction, table = choose_place(
+            model, acts, labels, tuning, against=against, mode=mode, cost=cost,
+            progress=lambda done, total: tell("layers tried", done, total),
+        )  # fmt: skip
+    else:
+        direction, table = class_direction(acts, labels, (site, acts.layers(site)[0]), against=against), []
+    if scale is None and mode == "diff-means":
+        scale, _ = dose_at_cost(model, direction, tuning, cost=cost, mode=mode)
+    scale = 1.0 if scale is None else scale
+    check_mode(direction, mode=mode, scale=scale, positions=positions)
+    notes = [] if reference is not None else [NO_REFERENCE]
+    place = direction.place
+    details = {
+        "site": place.site,
+        "layer": place.layer,
+        "mode": mode,
+        "scale": scale,
+        "positions": positions,
+        "units": list(direction.units),
+        "labels": {**labels.rule, "counts": labels.counts},
+        "places": table,
+        "probe": _probe(acts, labels, place, reference, seed, notes),
+        "held_out": _held_out(model, acts, labels, direction, testing, mode, scale, positions, seed, notes),
+    }
+    paid = [row["cost"] for row in details["held_out"] or () if row["direction"] == "selected"]
+    if paid and paid[0] > cost:
+        notes.append(
+            f"on the half of retain that the dose was not tuned on it costs {paid[0]:.1%} of perplexity, not"
+            f" {cost:.1%}: give more retain text, or a lower price"
+        )
+    return Suppression(direction, mode, scale, positions, details, tuple(notes))
+
+
+def _some(records: RecordTable, seed: int) -> RecordTable:
+    if len(records) <= MOST_SAMPLES:
+        return records
+    rng = np.random.default_rng(derive_seed(seed, "samples"))
+    return records.take(np.sort(rng.permutation(len(records))[:MOST_SAMPLES]))
+
+
+def _labels(model, forget, retain, reference, seed: int) -> TokenLabels:
+    if reference is not None:
+        return TokenLabels.from_contrast(model, reference, forget, other=retain, long="truncate", seed=seed)
+    return TokenLabels.from_samples(model, memorized=forget, other=retain, long="truncate", seed=seed)
+
+
+def _halves(model: CausalLM, retain: RecordTable, seed: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Retain records, at most TUNING_TOKENS in either half: one to find the dose, the other to state its cost."""
+    from rote.scores.sequences import Split, prepare
+
+    prepared = prepare(model, retain, Split(long="truncate"))
+    rows = np.random.default_rng(derive_seed(seed, "tuning")).permutation(np.sort(prepared.order))
+    if len(rows) < 2:
+        raise InputError("retain needs at least 2 records of 2 tokens or more: a dose is tuned on one half of them")
+    halves = []
+    for part in (rows[: len(rows) // 2], rows[len(rows) // 2 :]):
+        sequences = [np.asarray(s.ids, np.int64) for s in prepared.sequences(part)]
+        before = np.cumsum([0, *map(len, sequences)])[:-1]
+        halves.append([s for s, start in zip(sequences, before, strict=True) if start < TUNING_TOKENS])
+    return halves[0], halves[1]
+
+
+def _layers(model: CausalLM, layer: int | None) -> Sequence[int] | str:
+    if layer is not None:
+        return [layer]
+    count = len(blocks(model.hf))
+    return [int(number) for number in np.unique(np.linspace(0, count - 1, min(count, MOST_LAYERS)).round())]
+
+
+def _by_units(acts, labels, against, seed: int) -> tuple[Direction, list[dict[str, Any]]]:
+    """The units of the layer that holds the best one."""
+    chosen = select_units(acts, labels, against=against, top=UNITS * len(acts.arrays), permutations=0, seed=seed)
+    place = Place(chosen.best.site, chosen.best.layer)
+    units: Int[np.ndarray, " units"] = chosen.at(*place, top=UNITS)
+    rows = [row for row in chosen.rows() if (row["site"], row["layer"]) == place][:UNITS]
+    return class_direction(acts, labels, place, against=against, units=units.tolist()), rows
+
+
+def _probe(acts, labels, place: Place, reference, seed: int, notes: list[str]) -> dict[str, Any] | None:
+    try:
+        probe = train_probe(acts, labels, site=place.site, layer=place.layer, control=reference, seed=seed)
+    except InputError as error:
+        notes.append(f"no probe was judged: {error}")
+        return None
+    return probe.report.as_dict()
+
+
+def _held_out(
+    model, acts, labels, direction: Direction, testing, mode, scale, positions, seed: int, notes: list[str]
+) -> list[dict[str, Any]] | None:
+    """Dose response of a direction from 70 % of the passages, on the tokens of the others."""
+    try:
+        test = held_out(labels.units_of_split(), labels.label, share=0.3, seed=seed)
+    except InputError as error:
+        notes.append(f"nothing was held out: {error}")
+        return None
+    train = labels.take(~test)
+    part = acts.take(~test, train)
+    trial = class_direction(part, train, direction.place, units=direction.units)
+    return dose_response(
+        model, trial, labels.take(test), heldout=testing, mode=mode, scales=(scale,), positions=positions, seed=seed
+    )

@@ -1,0 +1,147 @@
+"""`rote treat steer` end to end on a model that memorized: fitted, audited, undone at the end, loaded again."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from rote.controls.decoding import load_steering
+from rote.controls.decoding import treat as fitting
+from rote.controls.decoding.steering import SteeringSettings
+from rote.errors import InputError
+from rote.models import CausalLM
+from rote.records import RecordTable, read_records
+from rote.scores.sequences import Split
+
+
+@pytest.fixture(scope="module")
+def sets(memorizer, tmp_path_factory):
+    """(checkpoint, forget file of often planted passages, retain file of unseen ones)."""
+    path, targets, controls = memorizer
+    folder = tmp_path_factory.mktemp("steer")
+    rows = [json.loads(line) for line in targets.read_text().splitlines()]
+    (folder / "forget.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows if row["duplicates"] >= 8))
+    (folder / "retain.jsonl").write_text(controls.read_text())
+    return path, folder / "forget.jsonl", folder / "retain.jsonl"
+
+
+@pytest.fixture(scope="module")
+def fitted(sets):
+    model = CausalLM.load(sets[0], device="cpu", dtype="float32")
+    forget, retain = read_records([sets[1]]), read_records([sets[2]])
+    found = fitting.fit_steering(model, forget, retain, split=Split(16, 16), settings=SteeringSettings(1.0), seed=3)
+    return model, forget, retain, found
+
+
+def test_what_is_fitted_and_what_is_held_out_never_overlap(fitted):
+    model, forget, _, found = fitted
+    assert set(found.fitted.tolist()).isdisjoint(found.held_out.tolist())
+    assert len(found.fitted) + len(found.held_out) == len(forget)
+    assert len(found.fitted) == pytest.approx(len(forget) / 2, abs=1)
+    assert found.probe.n_memorized == len(found.fitted)
+    assert found.vector.layer == found.causal.l_star == found.details["layer"]
+    assert any("reconstruction" in note for note in found.notes)
+    cuts = fitting.cut_records(model, forget, Split(16, 16))
+    chosen = set(found.fitted.tolist())
+    # The vector is that of the fitted half alone: without the others it is the same.
+    again = fitting.fit_steering(
+        model, forget.take(sorted(chosen)), fitted[2], split=Split(16, 16), settings=SteeringSettings(1.0), seed=3,
+        fit_share=1.0, layer=found.vector.layer,
+    )  # fmt: skip
+    np.testing.assert_allclose(again.vector.v, found.vector.v, atol=1e-5)
+    assert len(cuts) == len(forget)
+
+
+def test_prompts_of_both_modes_are_equally_long(fitted):
+    model, _, retain, _ = fitted
+    lengths = [5, 9, 9, 30]
+    prompts, groups = fitting.matched_prompts(model, retain, lengths, seed=0)
+    assert set(map(len, prompts)) <= {*lengths, *(n for n in map(len, prompts) if n < 30)}
+    assert {len(prompt) for prompt in prompts} & {5, 9}
+    assert len(prompts) == len(groups) == len(retain)
+
+
+def test_groups_stay_together():
+    groups = ["a"] * 4 + ["b"] * 4 + ["c", "d", "e", "f"]
+    for seed in range(5):
+        chosen = fitting.fitting_half(groups, 0.5, seed)
+        assert chosen[:4].all() or not chosen[:4].any()
+        assert 6 <= chosen.sum() <= 9
+    assert fitting.fitting_half(groups, 1.0, 0).all()
+    table = RecordTable.from_rows([{"id": "x", "text": "one two", "group": "g"}, {"id": "y", "text": "three"}])
+    assert fitting.record_groups(table) == ["group g", "y"]
+
+
+def test_greedy_recitation_is_what_generate_shows(fitted):
+    model, forget, _, found = fitted
+    cuts = fitting.cut_records(model, forget, Split(16, 16))[:6]
+
+    def by_generate():
+        hits = []
+        for cut in cuts:
+            ids = torch.tensor([cut.ids[:16]])
+            with torch.no_grad():
+                made = model.hf.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=16, do_sample=False,
+                                         eos_token_id=None, pad_token_id=0)  # fmt: skip
+            hits.append(made[0, 16:].tolist() == list(cut.ids[16:32]))
+        return hits
+
+    assert fitting.greedy_recitation(model, cuts).tolist() == by_generate()
+    with found.on(model):
+        steered = fitting.greedy_recitation(model, cuts).tolist()
+        assert steered == by_generate()
+    seen = fitting.recitation_before_after(model, forget, found, split=Split(16, 16))
+    assert set(seen) == {"fitted", "held_out"}
+    assert seen["fitted"]["records"] == len(found.fitted)
+    assert 0 <= seen["held_out"]["after"] <= 1
+    whole = fitting.recitation_before_after(
+        model, forget.take(found.fitted), fitting.FittedSteering(**{
+            **vars(found), "fitted": np.arange(len(found.fitted)), "held_out": np.zeros(0, int)}),
+        split=Split(16, 16),
+    )  # fmt: skip
+    assert whole["held_out"]["before"] is None
+
+
+def test_too_little_to_fit_is_said(fitted):
+    model, forget, retain, _ = fitted
+    with pytest.raises(InputError, match="2 documents"):
+        fitting.fit_steering(model, forget.take([0, 1]), retain, split=Split(16, 16))
+    with pytest.raises(InputError, match="fit_share"):
+        fitting.fit_steering(model, forget, retain, fit_share=0.0)
+
+
+@pytest.mark.slow
+def test_the_command(sets, tmp_path, capsys):
+    import typer
+
+    from rote.cli.treat_steer import steer
+
+    app = typer.Typer()
+    app.command()(steer)
+    path, forget, retain = map(str, sets)
+    out = tmp_path / "steered"
+    arguments = [path, "--forget", forget, "--retain", retain, "-o", str(out), "--prefix", "16", "--suffix", "16",
+                 "--scheme", "top_k=4", "--alpha", "0.6", "--device", "cpu", "-q"]  # fmt: skip
+    app(arguments, standalone_mode=False)
+    capsys.readouterr()
+    summary = json.loads((out / "treatment.json").read_text())
+    seen = summary["details"]["greedy_recitation"]
+    assert summary["control"] == "control"
+    assert summary["details"]["reconstructed"] is True
+    assert seen["fitted"]["before"] > 0
+    assert summary["method_settings"]["alpha"] == 0.6
+    model = CausalLM.load(path, device="cpu", dtype="float32")
+    saved = load_steering(out / "control", model)
+    assert saved.settings.alpha == 0.6
+    table = read_records([sets[1]])
+    cuts = fitting.cut_records(model, table, Split(16, 16))
+    before = fitting.greedy_recitation(model, cuts)
+    with saved.on(model):
+        after = fitting.greedy_recitation(model, cuts)
+    counts = [seen[part]["records"] for part in ("fitted", "held_out")]
+    for rate, key in ((before.mean(), "before"), (after.mean(), "after")):
+        told = sum(n * seen[part][key] for n, part in zip(counts, ("fitted", "held_out"), strict=True)) / sum(counts)
+        assert rate == pytest.approx(told, abs=1e-4)
