@@ -13,7 +13,7 @@ import pytest
 
 from rote.cli.main import main
 
-RECORDS = 1400  # of about 40 tokens each: several shards
+RECORDS = 2200  # of about 40 tokens each: enough shards to be stopped between two of them
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def command(memorizer, tmp_path_factory):
             for number in range(RECORDS)
         )
     )
-    return ["audit", "lm", str(model), str(file), "--scheme", "top_k=4", "-q"]
+    return ["audit", "lm", str(model), str(file), "--scheme", "top_k=4", "--batch-tokens", "512", "-q"]
 
 
 @pytest.fixture(scope="module")
