@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test check studies bench docs setup browser clean
+.PHONY: demo test check studies bench docs setup browser redis clean
 
 setup: $(STAMP)
 
@@ -23,10 +23,15 @@ browser:
 	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
 	  && apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || true
 
+# The summary cache is tested against a real Redis server; without one those tests say so and skip.
+redis:
+	@command -v redis-server >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+	  && apt-get update -qq && apt-get install -y -qq --no-install-recommends redis-server >/dev/null; } || true
+
 demo: setup
 	$(BIN)/rote demo
 
-test: setup browser
+test: setup browser redis
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: setup

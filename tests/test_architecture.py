@@ -35,9 +35,10 @@ ALLOWED: dict[str, set[str]] = {
     "internals": COMMON | {"runtime", "models", "records", "scores", "measures"},
     "controls": COMMON | {"runtime", "models", "records", "scores", "internals"},
     "theory": COMMON | {"runtime"},
+    "memory": COMMON | {"runtime", "models", "records"},
     "audit": COMMON | ROOMS_BELOW | {"report", "rote"},
     "testbed": COMMON | ROOMS_BELOW | {"report"},
-    "studies": COMMON | ROOMS_BELOW | {"report", "audit", "testbed", "theory"},
+    "studies": COMMON | ROOMS_BELOW | {"report", "audit", "testbed", "theory", "memory"},
 }
 ALLOWED["cli"] = ALLOWED["studies"] | {"studies", "rote"}
 # Single files that may know one thing more, and why.

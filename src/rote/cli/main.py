@@ -187,6 +187,7 @@ def _mount() -> None:
     """Sub-commands, each in its own file."""
     from rote.cli.audit import audit_app
     from rote.cli.demo import demo
+    from rote.cli.memory import memory_app
     from rote.cli.plan import plan_app
     from rote.cli.probe import probe_app
     from rote.cli.study import study_app
@@ -198,6 +199,7 @@ def _mount() -> None:
     app.add_typer(treat_app, name="treat")
     app.add_typer(probe_app, name="probe")
     app.add_typer(plan_app, name="plan")
+    app.add_typer(memory_app, name="memory")
     app.add_typer(testbed_app, name="testbed")
     app.add_typer(study_app, name="study")
 

@@ -131,7 +131,8 @@ class Program:
             bound = found.fun
         if found.status == 2 and math.isfinite(floor):
             return Minimum(math.nextafter(floor, math.inf), None, math.inf)
-        if found.status not in (0, 1):
+        stopped = found.status == 1 or (found.status == 4 and nodes is not None)  # scipy calls a node limit "other"
+        if found.status != 0 and not stopped:
             return Minimum(-math.inf, point, math.inf, f"solver status {found.status}")
         value = math.inf if found.fun is None else found.fun + offset
         lower_bound = -math.inf if bound is None or not math.isfinite(bound) else bound + offset

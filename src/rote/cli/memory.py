@@ -1,0 +1,11 @@
+"""`rote memory ...`: models in which memorizing is the point."""
+
+from __future__ import annotations
+
+import typer
+
+memory_app = typer.Typer(
+    help="Models that memorize on purpose: at test time (tnt), in a cache (vista), as cases (cases).",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
