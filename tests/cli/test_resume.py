@@ -13,7 +13,16 @@ import pytest
 
 from rote.cli.main import main
 
-RECORDS = 2200  # of about 40 tokens each: enough shards to be stopped between two of them
+RECORDS = 1500  # of about 40 tokens each: several shards
+# The command, resting after every shard: it can be stopped before the last one however busy the machine is.
+UNHURRIED = """
+import sys, time
+from rote.cli.main import main
+from rote.scores.store import ScoreStore
+write = ScoreStore.write
+ScoreStore.write = lambda *given: (write(*given), time.sleep(2))
+sys.exit(main(sys.argv[1:]))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +52,7 @@ def test_stopped_and_run_again(command, undisturbed, tmp_path, monkeypatch, how)
     monkeypatch.chdir(tmp_path)
     run = tmp_path / "run"
     worker = subprocess.Popen(
-        [sys.executable, "-m", "rote.cli.main", *command, "-o", "run"],
+        [sys.executable, "-c", UNHURRIED, *command, "-o", "run"],
         stderr=subprocess.PIPE,
         cwd=tmp_path,
         text=True,
