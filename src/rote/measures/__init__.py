@@ -30,6 +30,7 @@ _HOMES = {
     ),
     "membership": ("battery",),
     "mosaic": ("mosaic_equivalence",),
+    "proxies": ("extreme_strata", "feldman_scores", "proxy_report", "refine", "symmetric_kl"),
     "reference_models": ("lira", "rmia", "tune_a"),
     "roc": (
         "auroc",
@@ -59,6 +60,7 @@ _HOMES = {
         "longest_run",
         "rouge_l",
     ),
+    "unlearned_classifier": ("against_oracles", "classifier_figures", "entanglement", "tug_of_war", "tug_of_war_mia"),
 }
 
 _getattr, __dir__, _names = lazy(
