@@ -1,0 +1,162 @@
+"""VISTA: a lifetime of events becomes K vectors (stage 1), and candidates attend to those alone (stage 2).
+
+    z = summary of the history;    score(c) = head(target attention of c over [z, last R raw events])
+
+Serving costs the same for a history of a hundred events and of a million: it reads K vectors from a store. A model's
+`version` is a fingerprint of its weights, settings and names; summaries of another version are another vector space.
+
+Source: Chen et al. 2025, arXiv 2510.22049 ("Massive Memorization with Hundreds of Trillions of Parameters ...").
+Knows nothing about: files, stores, training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from rote.errors import InputError
+from rote.memory.vista.config import VistaConfig
+from rote.memory.vista.embedding import EventEmbedding, Histories
+from rote.memory.vista.reconstruction import Decoder, reconstruction_error
+from rote.memory.vista.summariser import BLOCK, Summariser
+from rote.memory.vista.target_attention import TargetAttention
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from jaxtyping import Bool, Float, Int
+    from torch import Tensor
+
+    from rote.memory.vista.vocabulary import Vocabulary
+
+
+class Vista(nn.Module):
+    """The two stages, their shared tables and the reconstruction decoder. Weights depend on `seed` alone."""
+
+    def __init__(
+        self,
+        config: VistaConfig,
+        *,
+        vocabulary: Vocabulary | None = None,
+        category_of: Int[Tensor, " items"] | None = None,
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.config, self.vocabulary = config, vocabulary
+        if vocabulary is not None:
+            category_of = torch.as_tensor(vocabulary.category_of) if config.categories else None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.embedding = EventEmbedding(config, category_of)
+            self.raw_mark = nn.Parameter(torch.randn(config.dim) / config.dim**0.5)
+            self.raw_norm = nn.LayerNorm(config.dim)
+            self.stage1 = Summariser(config.dim, config.heads, config.seeds, config.stage1_layers)
+            self.stage2 = TargetAttention(
+                config.dim, config.heads, config.stage2_layers, mlp=config.mlp, tasks=config.tasks
+            )
+            self.decoder = Decoder(config.dim, config.heads, config.recon_layers)
+
+    @property
+    def version(self) -> str:
+        """16 hex digits: sha256 over settings, names and weights."""
+        names = None if self.vocabulary is None else self.vocabulary.to_dict()
+        digest = hashlib.sha256(json.dumps([self.config.to_dict(), names], sort_keys=True).encode())
+        for name, value in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def summarise(self, histories: Histories) -> Float[Tensor, "b k dim"]:
+        """z of every user, in one piece: for training and short histories."""
+        return self.stage1(self.embedding(histories), histories.mask)[0]
+
+    @torch.no_grad()
+    def summarise_long(
+        self,
+        item: Int[Tensor, " m"],
+        action: Int[Tensor, " m"],
+        time: Float[Tensor, " m"],
+        *,
+        block: int = BLOCK,
+        progress: Callable[[int], None] | None = None,
+    ) -> tuple[Float[Tensor, "k dim"], list[Float[Tensor, "heads d d"]]]:
+        """One user's z and layer states, in memory of one block however long the history."""
+        events = len(item)
+
+        def blocks():
+            for start in range(0, events, block):
+                stop = min(start + block, events)
+                gap = torch.diff(time[max(0, start - 1) : stop])
+                if start == 0:
+                    gap = torch.cat([gap.new_zeros(min(1, stop)), gap])
+                rank = torch.arange(events - 1 - start, events - 1 - stop, -1, device=item.device)
+                yield self.embedding.block(item[start:stop], action[start:stop], gap, rank)
+                if progress:
+                    progress(stop - start)
+
+        return self.stage1.stream(blocks, events)
+
+    def tokens(
+        self, summary: Float[Tensor, "b k dim"], raw: Histories | None = None
+    ) -> tuple[Float[Tensor, "b s dim"], Bool[Tensor, "b s"] | None]:
+        """What stage 2 reads: the summary, and the last raw events when there are any."""
+        if raw is None or raw.item.shape[1] == 0:
+            return summary, None
+        beside = self.raw_norm(self.embedding(raw)) + self.raw_mark
+        whole = raw.mask.new_ones(summary.shape[:2])
+        return torch.cat([summary, beside], dim=1), torch.cat([whole, raw.mask], dim=1)
+
+    def logits(
+        self, summary: Float[Tensor, "b k dim"], candidates: Int[Tensor, "b t"], raw: Histories | None = None
+    ) -> Float[Tensor, "b t tasks"]:
+        """Logits of many users' candidates at once."""
+        tokens, mask = self.tokens(summary, raw)
+        return self.stage2(tokens, self.embedding.candidates(candidates), mask)
+
+    @torch.no_grad()
+    def score(
+        self, summary: Float[Tensor, "k dim"], candidates: Int[Tensor, " t"], raw: Histories | None = None
+    ) -> Float[Tensor, "t tasks"]:
+        """Logits of one user's candidates, each to the last bit independent of the others beside it."""
+        tokens, mask = self.tokens(summary[None], raw)
+        kept = tokens[0] if mask is None else tokens[0][mask[0]]
+        return self.stage2.score(kept, self.embedding.candidates(candidates))
+
+    def reconstruction(
+        self, summary: Float[Tensor, "b k dim"], histories: Histories, start: int = 0
+    ) -> Float[Tensor, " b"]:
+        """L_rec of every user over the `recon_window` events from `start` on."""
+        window = slice(start, start + self.config.recon_window)
+        events = self.embedding.content(histories.item[:, window], histories.action[:, window])
+        return reconstruction_error(self.decoder(summary, events), events, histories.mask[:, window])
+
+    def histories(
+        self, item: Sequence[Sequence[int]], action: Sequence[Sequence[int]], time: Sequence[Sequence[float]]
+    ) -> Histories:
+        """Lists of different lengths, padded into one batch. Raises InputError for a number outside the vocabulary."""
+        longest = max(map(len, item), default=0)
+        device = self.raw_mark.device
+        batch = Histories(
+            torch.zeros(len(item), longest, dtype=torch.long),
+            torch.zeros(len(item), longest, dtype=torch.long),
+            torch.zeros(len(item), longest, dtype=torch.float64),
+            torch.zeros(len(item), longest, dtype=torch.bool),
+        )
+        for row, (items, actions, times) in enumerate(zip(item, action, time, strict=True)):
+            if len(items) and not (min(items) >= 0 and max(items) < self.config.items):
+                raise InputError(
+                    f"history {row} has item number {max(items)}, the model knows 0 .. {self.config.items - 1}"
+                )
+            if len(actions) and not (min(actions) >= 0 and max(actions) < self.config.actions):
+                raise InputError(
+                    f"history {row} has action {max(actions)}, the model knows 0 .. {self.config.actions - 1}"
+                )
+            batch.item[row, : len(items)] = torch.as_tensor(items)
+            batch.action[row, : len(items)] = torch.as_tensor(actions)
+            batch.time[row, : len(items)] = torch.as_tensor(times, dtype=torch.float64)
+            batch.mask[row, : len(items)] = True
+        return Histories(*(getattr(batch, name).to(device) for name in ("item", "action", "time", "mask")))
