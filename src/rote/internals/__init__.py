@@ -3,6 +3,7 @@
 from rote._lazy import lazy
 
 _HOMES = {
+    "rote.internals.classifier": ("LearningEvents", "holdout_retraining", "loss_curvature", "train_subset_ensemble"),
     "rote.internals.curvature": ("collect_causal_lm", "select_matrices"),
     "rote.internals.neurons": ("ActivationStore", "TokenLabels", "intervene", "select_units", "train_probe"),
 }
