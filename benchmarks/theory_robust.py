@@ -60,7 +60,7 @@ def measure(name: str, n: int, balls: int, answer) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--points", type=int, default=4096)
     parser.add_argument("--balls", type=int, default=1000)
     parser.add_argument("--out")

@@ -310,8 +310,10 @@ def test_same_seed_same_weights_other_seed_others():
 
 def test_a_real_text_is_stored_in_full():
     """Two words -> the next one, in the source of a standard-library module that every Python has as a file."""
-    origin = importlib.util.find_spec("__future__").origin
-    words = Path(origin).read_text(encoding="utf-8").split()
+    found = importlib.util.find_spec("__future__")
+    assert found is not None
+    assert found.origin is not None
+    words = Path(found.origin).read_text(encoding="utf-8").split()
     facts = facts_from_text(words, context=2)
     unique = (facts.counts > 0).sum(axis=1) == 1
     contexts, labels = facts.contexts[unique], facts.labels[unique]
@@ -427,7 +429,8 @@ def test_floor_of_one_dimension_against_a_search_over_all_directions():
 
     grid = np.linspace(0, math.pi, 241)
     start = grid[np.argmin([best_at(angle) for angle in grid])]
-    brute = minimize_scalar(best_at, bounds=(start - 0.02, start + 0.02), method="bounded", options={"xatol": 1e-9}).fun
+    refined = minimize_scalar(best_at, bounds=(start - 0.02, start + 0.02), method="bounded", options={"xatol": 1e-9})
+    brute = refined.fun  # type: ignore[attr-defined]
     assert sequence_encoder_floor(pi, d=1).kl == pytest.approx(brute, abs=1e-7)
 
 

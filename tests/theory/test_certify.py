@@ -84,6 +84,7 @@ def test_stable_affine_is_the_naive_analysis(norm, widths):
             assert list(found.values[i]) == list(network.evaluate(x))
             if stable:
                 assert list(found.values[i]) == value
+                assert gradient is not None
                 for output in range(widths[-1]):
                     dense = [found.gradient(i, output).get(k, 0) for k in range(widths[0])]
                     assert dense == gradient[output]
@@ -214,11 +215,12 @@ def test_time_limit_and_steep_networks_are_unknown():
     torch.manual_seed(0)
     sizes = (12, 60, 60)
     hidden = [m for a, b in pairwise(sizes) for m in (torch.nn.Linear(a, b), torch.nn.ReLU())]
-    wide = torch.nn.Sequential(*hidden, torch.nn.Linear(60, 1))
+    last = torch.nn.Linear(60, 1)
+    wide = torch.nn.Sequential(*hidden, last)
     X = np.zeros((1, 12))
     with torch.inference_mode():
         y = [int(wide(torch.zeros(12)).item() > 0)]
-        wide[4].bias += 0.3 if y[0] else -0.3
+        last.bias.add_(0.3 if y[0] else -0.3)
     found = certify_balls(wide, X, y, radius=0.9, norm="l2", time_limit=0.2, samples=0)
     assert found.records[0].verdict == "unknown"
     off = certify_balls(wide, X, y, radius=0.9, milp=False, samples=0)
@@ -236,12 +238,13 @@ def test_milp_does_not_write_to_standard_output(trained, capfd):
 
 
 def test_sign_property(trained):
-    net = torch.nn.Sequential(torch.nn.Linear(1, 2), torch.nn.ReLU(), torch.nn.Linear(2, 1))
+    first, last = torch.nn.Linear(1, 2), torch.nn.Linear(2, 1)
+    net = torch.nn.Sequential(first, torch.nn.ReLU(), last)
     with torch.no_grad():
-        net[0].weight.copy_(torch.tensor([[1.0], [-1.0]]))
-        net[0].bias.zero_()
-        net[2].weight.fill_(1.0)
-        net[2].bias.fill_(-1.0)  # f = |x| - 1
+        first.weight.copy_(torch.tensor([[1.0], [-1.0]]))
+        first.bias.zero_()
+        last.weight.fill_(1.0)
+        last.bias.fill_(-1.0)  # f = |x| - 1
     X, y = np.array([[0.0], [3.0]]), np.array([0, 1])
     assert certify_balls(net, X, y, radius=0.99).verified == 2
     assert [r.verdict for r in certify_balls(net, X, y, radius=1.5).records] == ["falsified", "verified"]
@@ -283,9 +286,10 @@ def test_collision_is_a_real_one():
     projector = np.linalg.pinv(W) @ W
     brute = min(np.linalg.norm(projector @ (X[s] - X[t])) for s in range(20) for t in range(20) if y[s] != y[t])
     assert found.rho_upper == pytest.approx(brute / 2 / eps)
-    net = torch.nn.Sequential(torch.nn.Linear(6, 3).double(), torch.nn.ReLU(), torch.nn.Linear(3, 1).double())
+    first = torch.nn.Linear(6, 3).double()
+    net = torch.nn.Sequential(first, torch.nn.ReLU(), torch.nn.Linear(3, 1).double())
     with torch.no_grad():
-        net[0].weight.copy_(torch.tensor(W))
+        first.weight.copy_(torch.tensor(W))
     assert collision_bound(net, X, y).rho_upper == pytest.approx(found.rho_upper)
     values = net(torch.tensor(np.stack([a, b])))
     assert values[0].item() == pytest.approx(values[1].item())
@@ -386,9 +390,10 @@ def test_other_modules_are_refused(module, message):
 
 
 def test_diverged_weights_are_refused():
-    net = torch.nn.Sequential(torch.nn.Linear(1, 1))
+    only = torch.nn.Linear(1, 1)
+    net = torch.nn.Sequential(only)
     with torch.no_grad():
-        net[0].weight.fill_(float("nan"))
+        only.weight.fill_(float("nan"))
     with pytest.raises(InputError, match="diverged"):
         from_torch(net)
 

@@ -86,11 +86,14 @@ def test_separations(records, verdict):
 def test_cot_only_plan_is_the_one_of_the_card():
     found = cot_check(COT_ONLY)
     text = found.dataset.alphabet.text
+    assert found.plan is not None
     assert {text(word): text(cot) for word, cot in found.plan.items()} == {"a": "ba", "aa": "b"}
 
 
 def test_witnesses_of_what_is_impossible():
     found = cot_check(COT_ONLY | NO_COT_ONLY)
+    assert found.conflict is not None
+    assert found.obstruction is not None
     assert (found.conflict.first, found.conflict.second) == ((0,), (0, 0))
     assert found.blocking_prefix == (0, 1)
     assert found.obstruction.blocks[0].cut == ((0, 1, 0), (0, 1, 1))
@@ -103,6 +106,7 @@ def test_an_obstruction_two_steps_below_is_found():
     found = cot_check(records)
     assert not found.cot
     assert found.blocking_prefix == (0, 1)
+    assert found.obstruction is not None
     assert set(found.obstruction.blocks[0].cut) == {(0, 1, 1), (0, 1, 0, 0), (0, 1, 0, 1)}
     assert cot_check({**records, "abab": "b"}).cot
     assert not cot_feasible_by_milp(qa_dataset(records))
@@ -110,6 +114,7 @@ def test_an_obstruction_two_steps_below_is_found():
 
 def test_one_symbol_alone_never_stops_with_an_answer():
     found = cot_check({"a": "a", "aaa": "a"})
+    assert found.obstruction is not None
     assert (found.no_cot, found.cot, found.obstruction.kind) == (True, False, "alphabet")
     assert cot_check({"a": "a"}, positions="bos").cot
 
@@ -130,7 +135,7 @@ def test_positions_void_the_single_type_obstruction_but_not_the_prefix_collision
 
 def test_bad_options():
     with pytest.raises(InputError, match="positions"):
-        cot_check(BOTH, positions="rope")
+        cot_check(BOTH, positions="rope")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="max_cot"):
         cot_check(BOTH, max_cot=0)
 
@@ -186,7 +191,7 @@ def outcomes_of_all_tables():
                 here = (*here, outputs[keys[here]])
             # a word gamma_k^4 repeats its class: it stops only if that class stops
             endless = len(here) > 3 and single_symbol(here) is not None
-            vector.append(None if endless or here == word else (here[-1], len(here) - len(word)))
+            vector.append(None if endless or here == word else (here[len(here) - 1], len(here) - len(word)))
         found.add(tuple(vector))
     return found
 
@@ -267,6 +272,7 @@ def test_chains_are_shortest_and_the_limit_is_exact(dataset, limit):
     if found.feasible:
         assert found.needed_max_cot == next(depth for depth in range(1, 9) if feasible(depth))
         full = decide_cot(dataset)
+        assert full.plan is not None
         for x, cot in full.plan.items():
             if len(typ(x)) > 1:
                 assert not attainable(dataset, x, dataset.answers[x], len(cot) - 1)
@@ -278,17 +284,21 @@ def test_chains_are_shortest_and_the_limit_is_exact(dataset, limit):
 @settings(max_examples=150, deadline=None)
 def test_every_verdict_comes_with_a_checked_witness(dataset, positions):
     found = cot_check(dataset, positions=positions)
-    if found.cot:
+    if found.plan is not None:
+        assert found.cot
         table = check_plan(dataset, found.plan, positions=positions)
         for x, y in dataset.answers.items():
             assert run_from(table.get, x, steps=10).answer == y
     else:
+        assert not found.cot
+        assert found.obstruction is not None
         assert verify_obstruction(dataset, found.obstruction, positions=positions)
 
 
 def test_a_wrong_certificate_is_refused():
     dataset = qa_dataset(NO_COT_ONLY)
     good = cot_check(dataset).obstruction
+    assert good is not None
     (block,) = good.blocks
     assert verify_obstruction(dataset, good)
     assert not verify_block(dataset, Block(block.record, block.start, block.cut[:1]))
@@ -312,6 +322,7 @@ def test_a_large_vocabulary_and_long_inputs_are_linear_work():
     answers = {tuple(rng.randrange(50_257) for _ in range(200)): rng.randrange(50_257) for _ in range(300)}
     found = cot_check(QADataset(alphabet, answers | {(7,) * m: m % 5 for m in range(1, 1500)}))
     assert (found.no_cot, found.cot) == (False, True)
+    assert found.plan is not None
     assert all(len(cot) <= 2 for x, cot in found.plan.items() if len(typ(x)) > 1)
 
 

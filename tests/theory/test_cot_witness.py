@@ -159,6 +159,7 @@ def test_linear_witness_is_verified_and_linear(records, digits):
 
 def test_linear_witness_with_a_chain_of_thought_is_right_in_sixty_digits():
     found = cot_check(COT_ONLY)
+    assert found.plan is not None
     witness = build_linear_witness(found.dataset, plan=found.plan, width=8)
     assert witness.verify().holds
     for word, output in unroll(found.dataset, found.plan).items():
@@ -244,6 +245,7 @@ def test_error_bound_holds_against_sixty_digits_and_is_not_idle(seed):
 
 def test_the_small_witness_is_right_in_sixty_digits():
     found = cot_check(COT_ONLY)
+    assert found.plan is not None
     witness = build_cot_witness(found.dataset, plan=found.plan, digits=4, width=24)
     table = unroll(found.dataset, found.plan)
     assert len(table) == 5
@@ -267,6 +269,7 @@ def test_features_do_not_depend_on_what_else_is_in_the_batch():
 
 def test_witness_files_are_read_back_and_verified(tmp_path):
     found = cot_check(COT_ONLY)
+    assert found.plan is not None
     witness = build_cot_witness(found.dataset, plan=found.plan, digits=4)
     assert save_cot_witness(witness, tmp_path).holds
     again, verified = load_cot_witness(tmp_path)
@@ -364,6 +367,7 @@ def test_measured_capacity_is_above_the_floor_and_below_the_bits_of_its_weights(
     found = smallest_trained(records=16, runs=2, steps=200, begin=250)
     assert found.bits_per_parameter == 32 / found.parameters
     assert found.digits is not None
+    assert found.floor_parameters is not None
     assert found.bits_per_parameter < bits_per_weight(found.digits)
     assert found.parameters > found.floor_parameters
     assert found.failed_parameters is None or found.failed_parameters < found.parameters

@@ -96,7 +96,7 @@ def test_mistakes_are_refused():
     with pytest.raises(InputError, match="takes 2"):
         ExactNetwork((ExactLayer(({0: 1},), (0,), 1), ExactLayer(({0: 1},), (0,), 2)))
     with pytest.raises(InputError, match="int and Fraction"):
-        ExactLayer(({0: 0.5},), (0,), 1)
+        ExactLayer(({0: 0.5},), (0,), 1)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="count from 0"):
         ExactLayer(({1: 1},), (0,), 1)
     stack = LayerStack(1)
@@ -200,7 +200,7 @@ def test_integer_memorizer_errors():
     with pytest.raises(InputError, match="at least one key"):
         memorize_integers([], [])
     with pytest.raises(InputError, match="step or tent"):
-        memorize_integers([1], [1], reader="magic")
+        memorize_integers([1], [1], reader="magic")  # type: ignore[arg-type]
 
 
 def test_labelled_points_from_files(tmp_path):

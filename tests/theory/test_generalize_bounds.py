@@ -286,7 +286,7 @@ def test_mean_accuracy_of_three_samples_by_enumeration():
 def test_mean_accuracy_over_300_samples(count, expected):
     rng = np.random.default_rng(count)
     values = [accuracy(rng.integers(0, 20, count)) for _ in range(300)]
-    assert np.mean(values) == pytest.approx(expected, abs=max(4 * np.std(values) / sqrt(300), 0.002) * sqrt(2))
+    assert np.mean(values) == pytest.approx(expected, abs=max(4 * float(np.std(values)) / sqrt(300), 0.002) * sqrt(2))
 
 
 def rings(count, rng):

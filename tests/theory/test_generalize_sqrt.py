@@ -85,9 +85,9 @@ def test_digits_pair_is_memorized_and_not_generalized():
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
-    data = load_digits()
-    kept = np.isin(data.target, (1, 7))
-    X, y = data.data[kept] / 16, data.target[kept]
+    points, target = load_digits(return_X_y=True)
+    kept = np.isin(target, (1, 7))
+    X, y = points[kept] / 16, target[kept]
     X_train, X_test, y_train, y_test = train_test_split(X, y, test_size=0.5, stratify=y, random_state=0)
     memorizer = SqrtMemorizer(seed=0).fit(X_train, y_train)
     assert memorizer.score(X_train, y_train) == 1.0

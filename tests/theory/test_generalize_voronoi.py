@@ -48,9 +48,9 @@ def exact_network(X, signs, query, t=Fraction(49, 100)):
 def digits():
     from sklearn.datasets import load_digits
 
-    data = load_digits()
-    kept = np.isin(data.target, (4, 9))
-    X, y = data.data[kept] / 16, data.target[kept]
+    points, target = load_digits(return_X_y=True)
+    kept = np.isin(target, (4, 9))
+    X, y = points[kept] / 16, target[kept]
     order = np.random.default_rng(0).permutation(len(X))
     half = len(X) // 2
     return X[order[:half]], y[order[:half]], X[order[half:]], y[order[half:]]
@@ -180,7 +180,7 @@ def test_prediction_radius_is_the_distance_to_the_polytopes_faces():
         angles = rng.random(50) * 2 * np.pi
         ball = query + 0.999 * radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
         if radius > 0:
-            assert set(memorizer.signs(ball)) == {y[i]}
+            assert (memorizer.signs(ball) == y[i]).all()
     assert (found > 0).mean() > 0.5
     assert (memorizer.prediction_radius(X) >= memorizer.certified_radii_ - 1e-12).all()
 
@@ -304,8 +304,8 @@ def test_equal_records_with_equal_labels_are_fine():
 def test_three_classes_one_against_the_rest():
     from sklearn.datasets import load_iris
 
-    data = load_iris()
-    X, y = data.data / 8, data.target
+    points, y = load_iris(return_X_y=True)
+    X = points / 8
     X, kept = np.unique(X, axis=0, return_index=True)
     y = y[kept]
     with pytest.raises(InputError, match="3 classes"):

@@ -28,9 +28,9 @@ def run(*arguments):
 def digits(tmp_path_factory):
     from sklearn.datasets import load_digits
 
-    data = load_digits()
+    points, target = load_digits(return_X_y=True)
     path = tmp_path_factory.mktemp("digits") / "digits.npz"
-    np.savez(path, X=data.data / 16, y=data.target)
+    np.savez(path, X=points / 16, y=target)
     return path
 
 

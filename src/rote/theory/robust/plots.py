@@ -37,7 +37,7 @@ def bounds_figure(
 
     p = parse_norm(norm)
     ends = regime_endpoints(n, d, norm=p)
-    low = min([ends[0] / 30, *(0.5 * row["rho"] for row in built), *([rho / 2] if rho else [])])
+    low = min(ends[0] / 30, *(0.5 * row["rho"] for row in built), rho / 2 if rho else 1.0)
     # 1 - rho matters near 1, so half of the points are spaced evenly in log(1 - rho).
     grid = np.unique(np.concatenate([np.geomspace(low, 0.5, POINTS), 1 - np.geomspace(0.5, 1e-4, POINTS)]))
     curves: list[tuple[str, list[float | None], str, str]] = [
