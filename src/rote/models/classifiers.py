@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class Examples(NamedTuple):
     """Inputs and their labels, row by row."""
 
-    x: Float[torch.Tensor, examples * input]
+    x: Float[torch.Tensor, "examples ..."]
     y: Int[torch.Tensor, " examples"]
 
     def rows(self, ids: np.ndarray | Sequence[int]) -> Examples:
@@ -211,7 +211,7 @@ def check_examples(model: nn.Module, data: Examples) -> int:
 
 
 def probabilities(
-    model: nn.Module, x: Float[torch.Tensor, examples * input], *, batch_size: int = 1024
+    model: nn.Module, x: Float[torch.Tensor, "examples ..."], *, batch_size: int = 1024
 ) -> Float[np.ndarray, "examples classes"]:
     """softmax of the logits in eval mode, in float64 from float32 logits; the model's mode is restored."""
     import torch
@@ -225,7 +225,7 @@ def probabilities(
 
 
 def penultimate(
-    model: nn.Module, x: Float[torch.Tensor, examples * input], *, batch_size: int = 1024
+    model: nn.Module, x: Float[torch.Tensor, "examples ..."], *, batch_size: int = 1024
 ) -> Float[np.ndarray, "examples d"]:
     """The input of the model's last linear layer, in eval mode: the features of the entanglement score."""
     import torch

@@ -29,7 +29,7 @@ PATIENCE = 4  # epochs without a better running loss
 
 def holdout_retraining(
     model: nn.Module,
-    x: Float[torch.Tensor, examples * input],
+    x: Float[torch.Tensor, "examples ..."],
     holdout: Examples,
     *,
     recipe: SgdRecipe = RECIPE,

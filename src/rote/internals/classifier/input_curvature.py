@@ -25,7 +25,7 @@ _GUARD = 1e-7
 
 def loss_curvature(
     model: nn.Module,
-    x: Float[torch.Tensor, examples * input],
+    x: Float[torch.Tensor, "examples ..."],
     y: Int[torch.Tensor, " examples"],
     *,
     h: float = 0.01,
