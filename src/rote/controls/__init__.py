@@ -4,6 +4,7 @@ from rote._lazy import lazy
 
 _HOMES = {
     "rote.controls.editing": ("edit_by_curvature", "svd_truncated", "train_supermask", "treat_by_curvature"),
+    "rote.controls.editing.classifier_unlearning": ("UNLEARNERS", "make_unlearner", "rum"),
     "rote.controls.editing.unlearning": ("METHODS", "unlearn"),
     "rote.controls.decoding": ("ModeProbe", "causal_layer", "load_steering", "mode_steering"),
 }
