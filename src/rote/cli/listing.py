@@ -8,7 +8,8 @@ from pathlib import Path
 
 from rote.errors import InputError
 
-SHOWN = ("extraction.rate", "extraction.greedy_rate", "extraction.strength", "membership.auroc", "dose.loss")
+SHOWN = ("extraction.rate", "extraction.greedy_rate", "extraction.strength", "membership.auroc", "utility.perplexity",
+         "dose.loss")  # fmt: skip
 
 
 def find_runs(directory: Path) -> list[dict]:
@@ -79,4 +80,20 @@ def comparison_table(pair):
             f"{number(difference.value, change.unit)} {interval(difference.low, difference.high, change.unit)}",
             change.judgement,
         )
+    return table
+
+
+def frontier_table(found):
+    """A rich table of the frontier: one row a run, what it recites and what it is still good for."""
+    from rich.table import Table
+
+    from rote.report.frontier import frontier_rows
+    from rote.report.text import shown_plain
+
+    columns, rows = frontier_rows(found)
+    table = Table(title="Recitation against utility")
+    for column in columns:
+        table.add_column(shown_plain(column), overflow="fold")
+    for row in rows:
+        table.add_row(*(shown_plain(cell) for cell in row))
     return table

@@ -85,27 +85,40 @@ def finish(found: Any, run: Path, gates: list, *, json_: bool, quiet: bool) -> N
 @app.command()
 def compare(
     runs: Annotated[
-        list[Path], typer.Argument(help="Two or more run directories; the first is the one compared with.")
+        list[Path],
+        typer.Argument(
+            help="Run directories, and directories that `rote treat` wrote; the first is the one compared with (of a"
+            " treatment: its untreated model)."
+        ),
     ],
     output: Annotated[Path | None, typer.Option("-o", "--out", help="Where to write compare.html.")] = None,
-    force: Annotated[bool, typer.Option(help="Compare although records or settings differ.")] = False,
+    force: Annotated[bool, typer.Option(help="Compare although records, settings or models differ.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
 ) -> None:
-    """Compare audits of the same records: what fell, what rose, with intervals on the differences."""
-    if len(runs) < 2:
-        raise InputError("compare needs at least two run directories")
-    from rote.cli.listing import comparison_table
-    from rote.report import compare_runs, write_comparison
+    """Compare audits of the same records: what fell, what rose, with intervals on the differences. Several treatments
+    become one frontier: what each model still recites against its perplexity."""
+    from rote.report import is_treatment
+
+    treatments = [run for run in runs if is_treatment(run)]
+    if len(runs) < 2 and not treatments:
+        raise InputError("compare needs at least two run directories, or one that `rote treat` wrote")
+    from rote.cli.listing import comparison_table, frontier_table
+    from rote.report import compare_runs, frontier_of, write_comparison
 
     found = compare_runs(runs, force=force)
-    page = output if output is not None and output.suffix == ".html" else (output or runs[-1]) / "compare.html"
+    # A treatment has a page of its own under this name, of its own two audits: the joint one goes beside it.
+    beside = runs[-1].resolve().parent if treatments else runs[-1]
+    page = output if output is not None and output.suffix == ".html" else (output or beside) / "compare.html"
     page.parent.mkdir(parents=True, exist_ok=True)
     write_comparison(found, page)
+    points = frontier_of(found)
     if json_:
-        print_json(found.to_dict())
+        print_json({**found.to_dict(), "frontier": points.to_dict() if points else None})
         return
     for pair in found.pairs:
         out.print(comparison_table(pair))
+    if points:
+        out.print(frontier_table(points))
     out.print(f"comparison: {page}", markup=False, soft_wrap=True)
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from rote.cli import treat_options as shared
 from rote.cli.treat_neurons import neurons
-from rote.cli.treat_options import read_sets, run_treatment
+from rote.cli.treat_options import Sets, read_sets, run_treatment
 from rote.cli.treat_steer import steer
 from rote.errors import InputError
 
@@ -27,7 +29,8 @@ def curvature(
     model: shared.Model,
     forget: shared.Forget,
     retain: Annotated[
-        list, typer.Option(help="Ordinary text like what the model must stay good at: its curvature is measured on it.")
+        list[Path],
+        typer.Option(help="Ordinary text like what the model must stay good at: its curvature is measured on it."),
     ],
     output: shared.Output,
     rho: Annotated[
@@ -63,6 +66,9 @@ def curvature(
         forget=forget, retain=retain, control=control, paraphrases=paraphrases, utility=utility, text_column=text_column
     )
 
+    clean = sets.retain
+    assert clean is not None  # a required option
+
     def apply(adapter: Any, progress: Any) -> Any:
         from rote.audit import Treated
         from rote.controls.editing.curvature import treat_by_curvature
@@ -70,7 +76,7 @@ def curvature(
         window = sequence_tokens or min(512, adapter.context_length or 512)
         report = treat_by_curvature(
             adapter,
-            sets.retain,
+            clean,
             layers=tuple(layers or ()),
             rho=rho,
             labels=labels,
@@ -133,7 +139,7 @@ def unlearn(
     quiet: shared.Quiet = False,
 ) -> None:
     """Unlearn by training: lower the forget records' likelihood while the retain text stays."""
-    from rote.controls.editing.unlearning.methods import canonical_name, method_settings
+    from rote.controls.editing.unlearning.methods import method_settings
     from rote.controls.editing.unlearning.settings import recipe_for
 
     settings = method_settings(loss, named_values(set_))
@@ -142,6 +148,22 @@ def unlearn(
     sets = read_sets(
         forget=forget, retain=retain, control=control, paraphrases=paraphrases, utility=utility, text_column=text_column
     )
+
+    kept = output / "last-good"
+    run_treatment(
+        "unlearn", model,
+        by_unlearning(sets, loss, settings=settings, recipe=recipe, lora=lora, seed=seed, last_good=kept),
+        sets, output,
+        method_settings=unlearning_identity(sets, loss, settings=settings, recipe=recipe, lora=lora),
+        scheme=scheme, prefix=prefix, suffix=suffix, bos=bos, seed=seed, device=device, dtype=dtype,
+        overwrite=overwrite, tasks=tasks, json_=json_, quiet=quiet,
+    )  # fmt: skip
+
+
+def by_unlearning(
+    sets: Sets, loss: str, *, settings: Any, recipe: Any, lora: int | None, seed: int, last_good: Path
+) -> Callable[[Any, Any], Any]:
+    """What `rote.audit.treat` calls to unlearn the forget set; weights before a divergence go to `last_good`."""
 
     def apply(adapter: Any, progress: Any) -> Any:
         from rote.audit import Treated
@@ -157,21 +179,23 @@ def unlearn(
             lora={"rank": lora} if lora else None,
             seed=seed,
             progress=lambda step, total, value: progress(f"unlearning ({loss})", step, total),
-            last_good=output / "last-good",
+            last_good=last_good,
         )
         details = report.as_dict()
         details.pop("seconds")  # what a rerun gives must be the same, byte for byte
         return Treated(details, notes=report.notes)
 
-    run_treatment(
-        "unlearn", model, apply, sets, output,
-        method_settings={
-            "loss": canonical_name(loss), "settings": settings.as_dict(), "trainer": vars(recipe), "lora": lora,
-            "retain": sets.retain.fingerprint if sets.retain is not None else None,
-        },
-        scheme=scheme, prefix=prefix, suffix=suffix, bos=bos, seed=seed, device=device, dtype=dtype,
-        overwrite=overwrite, tasks=tasks, json_=json_, quiet=quiet,
-    )  # fmt: skip
+    return apply
+
+
+def unlearning_identity(sets: Sets, loss: str, *, settings: Any, recipe: Any, lora: int | None) -> dict[str, Any]:
+    """What makes two unlearning runs the same."""
+    from rote.controls.editing.unlearning.methods import canonical_name
+
+    return {
+        "loss": canonical_name(loss), "settings": settings.as_dict(), "trainer": vars(recipe), "lora": lora,
+        "retain": sets.retain.fingerprint if sets.retain is not None else None,
+    }  # fmt: skip
 
 
 def named_values(pairs: list[str] | None) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from rote.report.findings import Findings, Measure, MeasureValue, dims_key, load
 from rote.report.joined import Joined, JoinedCompanions, join, join_companions
 from rote.report.paired import Difference
 from rote.report.text import shown_plain
+from rote.report.treatments import subjects
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -131,16 +132,29 @@ def _table(folder: Path, name: str) -> pa.Table | None:
 
 
 def compare_runs(directories: Sequence[str | Path], *, force: bool = False, confidence: float = 0.95) -> Comparison:
-    """`compare` on run directories; the first is the baseline."""
-    runs = [load_run(d) for d in directories]
-    return compare(
+    """`compare` on run directories and treatments; the first is the baseline (of a treatment: its untreated model).
+
+    Raises InputError also for treatments of another model than the baseline's, unless `force`.
+    """
+    chosen = subjects(directories)
+    runs = [load_run(subject.run) for subject in chosen]
+    model = runs[0].findings.model.fingerprint if runs else ""
+    strangers = [
+        f"{shown_plain(subject.name, 60)} treats another model than {shown_plain(chosen[0].name, 60)}"
+        for subject in chosen
+        if subject.start is not None and load(subject.start).model.fingerprint != model
+    ]
+    if strangers and not force:
+        raise InputError("; ".join(strangers) + ". Compare treatments of one model, or pass --force")
+    found = compare(
         [r.findings for r in runs],
-        names=[r.name for r in runs],
+        names=[subject.name for subject in chosen],
         records=[r.records for r in runs],
         companions=[r.companions for r in runs],
         force=force,
         confidence=confidence,
     )
+    return dataclasses.replace(found, warnings=[*strangers, *found.warnings])
 
 
 def compare(
@@ -254,11 +268,11 @@ def judge(measure: Measure, before: float, after: MeasureValue, difference: Diff
     if two_sided:
         closer = abs(after.value - 0.5) < abs(before - 0.5)
         return ("better" if closer else "worse"), note
-    sign = _good_sign(measure)
+    sign = good_sign(measure)
     return ("same" if sign == 0 else "better" if d * sign > 0 else "worse"), note
 
 
-def _good_sign(measure: Measure) -> int:
+def good_sign(measure: Measure) -> int:
     """+1 when a rise is good news, -1 when a fall is, 0 when the direction does not say."""
     words = measure.direction.lower().replace(" ", "")
     if measure.name.startswith("utility."):

@@ -6,18 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rote.atomic import write_atomic
-from rote.report.comparison import Change, Comparison, Pair, Run
-from rote.report.figure import Entry, Plot, axis, line
-from rote.report.findings import Guard, MeasureValue, dims_key
-from rote.report.headline import headline_value
+from rote.report.comparison import Change, Comparison, Pair
+from rote.report.findings import Guard, MeasureValue
+from rote.report.frontier import frontier_of, frontier_plot, headlines
 from rote.report.html import render_page
 from rote.report.layout import Table
 from rote.report.small_print import setting_rows
-from rote.report.text import DASH, dimension, interval, is_share, number, points, shown_plot, with_interval
+from rote.report.text import DASH, dimension, interval, is_share, number, points, with_interval
 
 MOST_CHANGES = 120
 JUDGEMENTS = {"better": "Better", "worse": "Worse", "same": "No clear change"}
-UTILITY = "utility."
 ARROWS = {"up": "↗", "down": "↘", "flat": "→"}
 
 
@@ -49,29 +47,6 @@ class Part:
     cards: list[ShiftCard]
     table: Table
     missing: str
-
-
-def headlines(comparison: Comparison, pair: Pair) -> list[Change]:
-    """One change per measure: the value of the baseline's verdict, else the first target value; utility last."""
-    before = comparison.runs[0].findings
-    wanted: dict[str, tuple] = {}
-    for verdict in before.verdicts:
-        measure = before.measure(verdict.measure) if verdict.measure else None
-        value = headline_value(measure, verdict) if measure else None
-        if measure is not None and value is not None:
-            wanted.setdefault(measure.name, dims_key(value.dims))
-    chosen: dict[str, Change] = {}
-    for change in pair.changes:
-        if change.dims.get("population") == "control":
-            continue
-        if wanted.get(change.measure) == dims_key(change.dims):
-            chosen[change.measure] = change
-        elif change.measure not in wanted:
-            chosen.setdefault(change.measure, change)
-    order = [*wanted, *sorted(set(chosen) - set(wanted), key=lambda name: (name.startswith(UTILITY), name))]
-    kept = [chosen[name] for name in order if name in chosen]
-    utility = [c for c in kept if c.measure.startswith(UTILITY)][:3]
-    return [c for c in kept if not c.measure.startswith(UTILITY)][: 9 - len(utility)] + utility
 
 
 def _card(comparison: Comparison, pair: Pair, change: Change) -> ShiftCard:
@@ -147,83 +122,6 @@ def _table(pair: Pair) -> Table:
     )
 
 
-def frontier(comparison: Comparison) -> Plot | None:
-    """Memorization (the first headline) against utility, one point a run; None when a run lacks either."""
-    runs = comparison.runs
-    pair_heads = [headlines(comparison, pair) for pair in comparison.pairs]
-    risk = next((c for c in pair_heads[0] if not c.measure.startswith(UTILITY)), None) if pair_heads else None
-    use = next((c for c in pair_heads[0] if c.measure.startswith(UTILITY)), None) if pair_heads else None
-    if risk is None or use is None:
-        return None
-    dots = []
-    for run in runs:
-        y, x = _value(run, risk), _value(run, use)
-        if x is None or y is None or x.value is None or y.value is None:
-            return None
-        dots.append((run.name, x, y))
-    data, legend, rows = [], [], []
-    _, x0, y0 = dots[0]
-    for i, (name, x, y) in enumerate(dots):
-        first = len(data)
-        color = "@c3" if i == 0 else f"@k{1 + (i - 1) % 8}"
-        if i:
-            data.append(line([x0.value, x.value], [y0.value, y.value], name, "@faint", "dot", hoverinfo="skip"))
-        data.append(
-            {
-                "type": "scatter",
-                "mode": "markers",
-                "cliponaxis": False,
-                "x": [x.value],
-                "y": [y.value],
-                "name": shown_plot(name),
-                "showlegend": False,
-                "marker": {"size": 13, "color": color, "symbol": "circle" if i else "diamond"},
-                "error_x": _ends(x),
-                "error_y": _ends(y),
-                "hovertemplate": f"<b>{shown_plot(name)}</b><br>%{{x:.4g}}, %{{y:.4g}}<extra></extra>",
-            }
-        )
-        legend.append(Entry(name + (" (before)" if i == 0 else ""), color, "solid", tuple(range(first, len(data)))))
-        rows.append(
-            [name, with_interval(x.value, x.low, x.high, use.unit), with_interval(y.value, y.low, y.high, risk.unit)]
-        )
-    return Plot(
-        id="plot-frontier",
-        title=f"{risk.title} against {use.title.lower()}",
-        caption=f"n = {risk.before.n or 0:,} records for memorization, {use.before.n or 0:,} for utility. "
-        "A treatment is worth having when its point falls without moving towards lower utility.",
-        data=data,
-        layout={
-            "xaxis": axis(use.title, tickformat="~%" if is_share(use.unit) else ""),
-            "yaxis": axis(risk.title, tickformat="~%" if is_share(risk.unit) else "", rangemode="tozero"),
-        },
-        columns=["run", use.title, risk.title],
-        rows=rows,
-        legend=legend,
-    )
-
-
-def _value(run: Run, change: Change) -> MeasureValue | None:
-    measure = run.findings.measure(change.measure)
-    if measure is None:
-        return None
-    return next((v for v in measure.values if dims_key(v.dims) == dims_key(change.dims)), None)
-
-
-def _ends(v: MeasureValue) -> dict:
-    up = None if v.high is None or v.value is None else v.high - v.value
-    down = None if v.low is None or v.value is None else v.value - v.low
-    return {
-        "type": "data",
-        "array": [up],
-        "arrayminus": [down],
-        "symmetric": False,
-        "color": "@muted",
-        "thickness": 1.25,
-        "width": 4,
-    }
-
-
 def summary(pair: Pair, heads: list[Change]) -> str:
     """How many headline numbers moved for the better, for the worse, and how the differences were made."""
     better = sum(c.judgement == "better" for c in heads)
@@ -263,7 +161,8 @@ def parts(comparison: Comparison) -> list[Part]:
 
 def render_comparison(comparison: Comparison) -> str:
     """compare.html as one text: no network, everything escaped, no record contents in it."""
-    plot = frontier(comparison)
+    found = frontier_of(comparison)
+    plot = frontier_plot(found) if found else None
     first = comparison.runs[0].findings
     return render_page(
         "compare.html.j2",
