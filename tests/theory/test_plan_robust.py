@@ -96,6 +96,15 @@ def test_trained_network(run, xor, tmp_path):
     assert found["trained"]["collision"]["rho_upper"] == pytest.approx(1 / 2**0.5)
     found = json.loads(run("--data", xor, "--network", network, "--rho", "0.8", "--certify", "--json", status=1))
     assert found["certificate"]["falsified"] == 4
+    assert all("witness" not in row for row in found["certificate"]["not_verified"])
+    options = ["--data", xor, "--network", network, "--rho", "0.8", "--certify", "--reveal"]
+    shown = json.loads(run(*options, "--json", status=1))["certificate"]["not_verified"]
+    for row in shown:  # a point of the open ball that the network puts in the other class, or on its boundary
+        point, centre = np.array(row["witness"]), np.array([[0, 0], [1, 1], [1, 0], [0, 1]])[row["record"]]
+        assert np.linalg.norm(point - centre) < 0.4
+        other = 0.5 - abs(point[0] - point[1])
+        assert other <= 0 if row["record"] < 2 else other >= 0
+    assert "record 0 (from 0): falsified" in run(*options, status=1)
 
 
 @pytest.mark.parametrize(("rows", "options", "message"), [

@@ -15,6 +15,8 @@ import typer
 from rote.cli.console import out, print_json, say
 from rote.errors import InputError
 
+SHOWN = 10  # records that are not verified, in the summary
+
 
 def robust(
     records: Annotated[int | None, typer.Option(help="Number of records N, to plan without data.")] = None,
@@ -41,6 +43,9 @@ def robust(
     ] = None,
     export_records: Annotated[int, typer.Option(help="How many records get a VNN-LIB file.")] = 100,
     output: Annotated[Path | None, typer.Option("-o", "--out", help="Folder for robust.json and bounds.html.")] = None,
+    reveal: Annotated[
+        bool, typer.Option("--reveal", help="With --certify: show the points at which falsified records go wrong.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Another seed is another draw of the random projections.")] = 0,
     json_: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress, no summary.")] = False,
@@ -76,6 +81,7 @@ def robust(
             time_limit=time_limit,
             export=export,
             export_records=export_records,
+            reveal=reveal,
             seed=seed,
             tell=lambda text: say(f"  {text}", quiet=quiet or json_),
         )
@@ -103,6 +109,7 @@ def _with_data(
     time_limit: float,
     export: Path | None,
     export_records: int,
+    reveal: bool,
     seed: int,
     tell,
 ) -> bool:
@@ -141,7 +148,7 @@ def _with_data(
             found = certify_balls(
                 exact, points.X, points.y, radius=apart.radius(rho), property=kind, time_limit=time_limit, seed=seed
             )
-            result["certificate"] = found.to_dict()
+            result["certificate"] = found.to_dict(witnesses=reveal)
             complete = found.complete
     elif build:
         tell(f"building the memorizer of {n} points")
@@ -153,7 +160,7 @@ def _with_data(
         if certify:
             tell(f"certifying {n} balls")
             found = certify_balls(made, points.X, labels, radius=made.radius, time_limit=time_limit, seed=seed)
-            result["certificate"] = found.to_dict()
+            result["certificate"] = found.to_dict(witnesses=reveal)
             complete = found.complete
         if export is not None:
             tell(f"exporting to {export}")
@@ -226,6 +233,12 @@ def _lines(result: dict[str, Any]) -> Iterator[str]:
             f"{found['unknown']} unknown"
         )
         yield from (f"  {count} by {method}" for method, count in found["methods"].items())
+        for row in found["not_verified"][:SHOWN]:
+            why = f"; {row['reason']}" if row["reason"] else ""
+            point = f"; wrong at {tuple(row['witness'])}" if row.get("witness") else ""
+            yield f"  record {row['record']} (from 0): {row['verdict']}, {row['method']}{why}{point}"
+        if (more := len(found["not_verified"]) - SHOWN) > 0:
+            yield f"  and {more} more: see --json"
     if found := result.get("export"):
         kinds = "exact JSON, ONNX" if found["onnx"] else "exact JSON"
         yield f"exported: {kinds}, {found['vnnlib']} of {found['records']} VNN-LIB files"

@@ -154,8 +154,8 @@ def all_bounds(n: int, d: int, rho: Any, *, norm: str | float = "l2") -> tuple[B
     found = [
         Bound("first-layer width", width, "lower", "units of the first hidden layer", EXACT, "Prop. 3.2"),
         Bound("first-layer parameters", first, "lower", total, EXACT, "Prop. 3.2"),
-        Bound("lower bound", lower_rate(n, d, rho, norm=p), "lower", total, RATE, "Thm 3.1"),
-        Bound("lower bound, nonzero", lower_rate(n, d, rho, norm=p, nonzero=True), "lower", nonzero, RATE, "Thm E.1"),
+        Bound("parameters", lower_rate(n, d, rho, norm=p), "lower", total, RATE, "Thm 3.1"),
+        Bound("parameters, nonzero", lower_rate(n, d, rho, norm=p, nonzero=True), "lower", nonzero, RATE, "Thm E.1"),
     ]  # fmt: skip
     points = shattered_points(n, d, rho, norm=p)
     if points is not None:
@@ -163,10 +163,12 @@ def all_bounds(n: int, d: int, rho: Any, *, norm: str | float = "l2") -> tuple[B
     for flag, counts in ((False, total), (True, nonzero)):
         value = upper_rate(n, d, rho, norm=p, nonzero=flag)
         if value is not None:
-            found.append(Bound(f"upper bound{', nonzero' * flag}", value, "upper", counts, RATE, "Thm 4.2"))
+            found.append(Bound(f"parameters{', nonzero' * flag}", value, "upper", counts, RATE, "Thm 4.2"))
     if p == 2:
-        found.append(Bound("old lower bound", old_lower_rate(n, d, rho), "lower", total, RATE, "Li et al. 2022"))
-        found += [Bound(f"old upper bound, {name}", value, "upper", total, RATE, name)
+        found.append(
+            Bound("parameters, known before", old_lower_rate(n, d, rho), "lower", total, RATE, "Li et al. 2022")
+        )
+        found += [Bound(f"parameters, {name}", value, "upper", total, RATE, name)
                   for name, value in old_upper_rates(n, d, rho).items()]  # fmt: skip
         found.append(Bound("width", egosi_width(n, rho), "lower", "units of every layer", EXACT, "Egosi et al. 2025"))
     return tuple(found)
