@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 from fractions import Fraction
 from itertools import pairwise
 
@@ -27,7 +28,9 @@ from rote.theory.certify import (
     stable_affine,
     vnnlib,
 )
+from rote.theory.certify.export import export_memorizer
 from rote.theory.certify.milp import Program, dense_weights, minimise_on_ball
+from rote.theory.certify.sequential import from_weights
 from rote.theory.exact_network import ExactLayer, ExactNetwork
 from rote.theory.robust import Radius, build_robust_memorizer, sample_ball, width_dataset
 from rote.theory.robust.norms import dual, norm_squared, parse_norm
@@ -335,6 +338,29 @@ def test_onnx_is_run_again_and_compared(tmp_path, trained):
     with pytest.raises(InputError, match=r"cannot hold|need more bits"):
         save_onnx(big.network, tmp_path / "big.onnx")
     assert not (tmp_path / "big.onnx").exists()
+
+
+def test_exported_files_alone_verify_again(tmp_path):
+    """Another reader's way: weights from the ONNX file, boxes and outputs from the VNN-LIB files, nothing else."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    made = build_robust_memorizer(XOR, XOR_LABELS, rho="0.6")
+    told = export_memorizer(made.network, XOR, made.outputs_for(XOR_LABELS).tolist(), made.radius, tmp_path)
+    assert (told["onnx"], told["vnnlib"]) == ("network.onnx", 4)
+    graph = onnx.load(tmp_path / "network.onnx").graph
+    assert [node.op_type for node in graph.node] == ["Gemm", "Relu"] * (made.depth - 1) + ["Gemm"]
+    arrays = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    again = from_weights([(arrays[f"w{k}"], arrays[f"b{k}"]) for k in range(made.depth)])
+    assert again == made.network == load_exact(tmp_path / "network.json")  # float64 lost nothing
+    for path, centre, wanted in zip(sorted(tmp_path.glob("*.vnnlib")), XOR, XOR_LABELS, strict=True):
+        text = path.read_text()
+        low, high = (np.array([float(x) for x in re.findall(rf"{sign} X_\d+ (\S+?)\)", text)]) for sign in (">=", "<="))
+        assert (low + high) / 2 == pytest.approx(centre)
+        assert (high - low).min() >= 2 * made.mu
+        box = Radius.of(Fraction(float((high - low).max())) / 2, "linf")
+        assert certify_balls(again, [(low + high) / 2], [wanted], radius=box, norm="linf").complete
+        below, above = (float(re.findall(rf"{sign} Y_0 (\S+?)\)", text)[0]) for sign in ("<=", ">="))
+        assert below < wanted < above
 
 
 def test_missing_onnx_names_the_extra(tmp_path, monkeypatch):

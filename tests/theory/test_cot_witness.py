@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from rote.errors import InputError, RoteError
+from rote.theory.cot import trained, trained_capacity
 from rote.theory.cot.bounded_evaluation import BoundedTransformer
 from rote.theory.cot.check import cot_check
 from rote.theory.cot.feature_rank import feature_rank
@@ -342,6 +343,33 @@ def test_training_is_deterministic_and_runs_do_not_depend_on_their_number():
     assert alone.parameters == shape.parameters
 
 
+@pytest.mark.parametrize("positions", ["none", "bos", "absolute"])
+def test_prefixes_computed_once_give_every_word_its_own_logits(positions):
+    """The shared prefixes against a transformer that reads each word by itself, position by position."""
+    words = [(0, 1), (0, 1, 2), (0,), (2, 2, 1, 0), (0, 1, 1), (2, 2, 1)]
+    shape, lead_in = Shape(3, width=6, layers=2, heads=2, mlp=5), (3,) if positions == "bos" else ()
+    seen = [lead_in + word for word in words]
+    weights = trained._start(shape, 2, 4 if positions == "absolute" else 0, positions == "bos", seed=1)
+    weights = {name: weight.detach().double() for name, weight in weights.items()}
+    prefixes = trained._prefixes(seen)
+    assert len(prefixes.token) == len({word[:end] for word in seen for end in range(1, len(word) + 1)})
+    found = trained._logits(weights, shape, prefixes)
+    for run in range(2):
+        w = {name: weight[run] for name, weight in weights.items()}
+        for number, word in enumerate(seen):
+            z = [w["embed"][s] + (w["places"][at] if "places" in w else 0) for at, s in enumerate(word)]
+            for layer in range(2):
+                q, k, v = ([w[f"{layer}.{name}"] @ x for x in z] for name in ("query", "key", "value"))
+                for at in range(len(z)):
+                    heads = []
+                    for head in (slice(0, 3), slice(3, 6)):
+                        scores = torch.stack([q[at][head] @ k[j][head] for j in range(at + 1)]) / 3**0.5
+                        heads.append(sum(a * v[j][head] for j, a in enumerate(scores.softmax(0))))
+                    x = z[at] + w[f"{layer}.out"] @ torch.cat(heads)
+                    z[at] = x + w[f"{layer}.down"] @ (w[f"{layer}.up"] @ x + w[f"{layer}.bias"]).relu()
+            np.testing.assert_allclose(found[run, number], w["unembed"] @ z[-1], atol=1e-12)
+
+
 def test_training_refuses_nonsense():
     with pytest.raises(InputError, match="positions"):
         train_table({(0,): 0}, shape=Shape(2, 4, 1, 1, 4), positions="rope")
@@ -371,6 +399,27 @@ def test_measured_capacity_is_above_the_floor_and_below_the_bits_of_its_weights(
     assert found.bits_per_parameter < bits_per_weight(found.digits)
     assert found.parameters > found.floor_parameters
     assert found.failed_parameters is None or found.failed_parameters < found.parameters
+
+
+@pytest.mark.parametrize("begin", [1, 300, 2000, 10**6])
+def test_the_search_ends_between_a_shape_that_trains_and_one_that_does_not(begin, monkeypatch):
+    ladder = shape_ladder()
+    for needed in range(len(ladder)):
+        asked = []
+
+        def train(table, *, shape, runs, needed=needed, asked=asked, **options):
+            asked.append(shape.width)
+            step = 1 if shape.width > needed else None
+            return trained.TrainedRuns((1.0,) * runs, (step,) * runs, shape.parameters, step)
+
+        monkeypatch.setattr(trained_capacity, "train_table", train)
+        found = smallest_trained(records=8, begin=begin)
+        assert found.parameters == ladder[needed].parameters
+        assert found.failed_parameters == (ladder[needed - 1].parameters if needed else None)
+        assert len(asked) == len(set(asked)) <= 10  # never one shape twice, and few of the 32
+    monkeypatch.setattr(trained_capacity, "shape_ladder", lambda symbols: ladder[:3])
+    with pytest.raises(InputError, match="no shape up to"):
+        smallest_trained(records=8)
 
 
 @pytest.mark.slow

@@ -75,8 +75,9 @@ def smallest_trained(
 
     Half, not one: that one start of many is lucky says more about how many there were. runs: default 4, and up to 16
     where they are cheap (512 / N).
-    begin: parameters at which to begin (default 2 N log2 T); from there the search goes down while shapes train, or up
-    until one does, so the answer is a shape that trains next to one that does not.
+    begin: parameters at which to begin (default 2 N log2 T). From there the search strides up or down, doubling its
+    stride, until it has a shape that trains above one that does not, and halves the gap between them: the answer is a
+    shape that trains, and the next smaller one was tried and does not.
     Errors: InputError when no shape of the ladder trains.
     """
     table = random_table(records=records, symbols=symbols, seed=derive_seed(seed, "records", records))
@@ -100,16 +101,21 @@ def smallest_trained(
     bits = label_bits(n=records, labels=symbols)
     target = 2 * bits if begin is None else begin
     rung = next((i for i, shape in enumerate(ladder) if shape.parameters >= target), len(ladder) - 1)
-    if trains(rung):
-        while rung > 0 and trains(rung - 1):
-            rung -= 1
-    else:
-        while True:
-            rung += 1
-            if rung == len(ladder):
-                raise InputError(f"{records} records: no shape up to {ladder[-1].parameters} parameters trained")
-            if trains(rung):
-                break
+    low, high, stride = -1, len(ladder), 1  # rungs up to `low` do not train (or are none), `high` does (or is none)
+    while high - low > 1:
+        if trains(rung):
+            high = rung
+        else:
+            low = rung
+        if high == len(ladder):
+            rung, stride = min(low + stride, len(ladder) - 1), 2 * stride
+        elif low < 0:
+            rung, stride = max(high - stride, 0), 2 * stride
+        else:
+            rung = (low + high) // 2
+    if high == len(ladder):
+        raise InputError(f"{records} records: no shape up to {ladder[-1].parameters} parameters trained")
+    rung = high
     shape, digits = ladder[rung], tried[rung].digits
     failed = [ladder[i].parameters for i in tried if i < rung]
     return MeasuredCapacity(
