@@ -524,7 +524,7 @@ def test_the_study_decides_every_claim_at_its_smallest(monkeypatch, tmp_path):
 
     for name, value in {
         "REPEATS": 1, "HEADS": (1, 5, 9), "STEPS": 60, "WIDE_REPEATS": 1, "WIDE_HEADS": (1, 2, 4), "WIDE_STEPS": 20,
-        "WIDE_D": (3, 6),
+        "WIDE_D": (3, 6), "STARTS": 4,
     }.items():  # fmt: skip
         monkeypatch.setattr(study, name, value)
     found = run_study("attention-memorization", seed=11, out=tmp_path)

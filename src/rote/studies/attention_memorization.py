@@ -32,6 +32,7 @@ EXACT = (
 REPEATS = 16  # tasks a head count at N = 10; the paper takes 5
 HEADS, STEPS = (1, 5, 9, 13, 17), 2000
 WIDE_REPEATS, WIDE_HEADS, WIDE_STEPS, WIDE_D = 4, (1, 2, 4, 6), 800, (3, 4, 6, 8)
+STARTS = 16  # of the search for the best encoder
 SAME = 1e-6  # nats
 
 CLAIMS = (
@@ -218,7 +219,7 @@ def _distributions(context: StudyContext) -> None:
     prior = rng.dirichlet(np.full(len(contexts), 0.3))
     rows = []
     for d in (2, 3, 4, 5):
-        floor = sequence_encoder_floor(pi, d=d, seed=context.seed, starts=16)
+        floor = sequence_encoder_floor(pi, d=d, seed=context.seed, starts=STARTS)
         heads = -(-(len(contexts) - d) // d)
         built = build_attention_distribution(contexts, pi, d=d, d_head=d, heads=heads, seed=context.seed, floor=floor)
         runs = [Run(count, 0, derive_seed(context.seed, "floor", d, count)) for count in (heads, 2 * heads)]
