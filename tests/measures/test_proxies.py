@@ -49,6 +49,8 @@ def test_split_half_of_perfect_and_of_random_scores():
     assert px.split_half(correct, member).value > 0.9
     noise = px.split_half(rng.random((400, 60)) < 0.5, member)
     assert noise.low < 0 < noise.high or abs(noise.value) < 0.3
+    member[:, 7] = np.arange(400) == 3  # inside one model only: one half has no inside
+    assert px.split_half(correct, member).n == 59
     assert px.feldman_scores(correct[:3], np.array([[1] * 60, [0] * 60, [1] * 60])).split_half is None
 
 

@@ -199,6 +199,7 @@ def doctor(json_: Annotated[bool, typer.Option("--json", help="Print as JSON.")]
 def _mount() -> None:
     """Sub-commands, each in its own file."""
     from rote.cli.audit import audit_app
+    from rote.cli.classifier import classifier_app
     from rote.cli.demo import demo
     from rote.cli.memory import memory_app
     from rote.cli.plan import plan_app
@@ -211,6 +212,7 @@ def _mount() -> None:
     app.add_typer(audit_app, name="audit")
     app.add_typer(treat_app, name="treat")
     app.add_typer(probe_app, name="probe")
+    app.add_typer(classifier_app, name="classifier")
     app.add_typer(plan_app, name="plan")
     app.add_typer(memory_app, name="memory")
     app.add_typer(testbed_app, name="testbed")

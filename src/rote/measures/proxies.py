@@ -56,14 +56,11 @@ def feldman_scores(
 
     Args: `correct` c[t, i] = 1[f_t(x_i) = y_i]; `member` m[t, i] = 1[example i was in training subset t].
     Errors: `InputError` naming an example that was in every subset, or in none: its score is undefined, not 0.
-    `split_half` is None where a half of the models leaves some example without one of its two sides.
+    `split_half` is None with fewer than 4 models.
     Source: Feldman & Zhang 2020, arXiv 2008.03703, sec. 2 (the subset estimator).
     """
     found = counterfactual_memorization(np.asarray(correct, dtype=np.float64), member)
-    try:
-        reliability = split_half(correct, member, seed=seed)
-    except InputError:
-        reliability = None
+    reliability = split_half(correct, member, seed=seed) if len(np.asarray(member)) >= 4 else None
     return MemorizationScores(found.value, found.se, found.inside, found.outside, len(np.asarray(member)), reliability)
 
 
@@ -73,15 +70,16 @@ def split_half(
     """Spearman's rho between the scores of two random halves of the models: a bound on what any proxy can reach.
 
     It is the reliability of scores from T/2 models, so it understates that of all T (Spearman-Brown: 2 rho / (1 +
-    rho)).
-    Errors: `InputError` for fewer than 4 models, or an example without both sides in a half.
+    rho)). Examples that a half has only inside, or only outside, are left out: `n` says how many were compared.
+    Errors: `InputError` for fewer than 4 models.
     """
-    right, mask = np.asarray(correct, dtype=np.float64), np.asarray(member)
+    right, mask = np.asarray(correct, dtype=np.float64), np.asarray(member, dtype=bool)
     if len(right) < 4:
         raise InputError(f"split-half reliability needs at least 4 models, got {len(right)}")
     order = np.random.default_rng(seed).permutation(len(right))
     halves = np.array_split(order, 2)
-    first, second = (counterfactual_memorization(right[rows], mask[rows]).value for rows in halves)
+    both = np.all([mask[rows].any(0) & ~mask[rows].all(0) for rows in halves], axis=0)
+    first, second = (counterfactual_memorization(right[rows][:, both], mask[rows][:, both]).value for rows in halves)
     return spearman(first, second)
 
 
