@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import typer
 
+from rote.cli.memory_vista import vista_app
+
 memory_app = typer.Typer(
     help="Models that memorize on purpose: at test time (tnt), in a cache (vista), as cases (cases).",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+memory_app.add_typer(vista_app, name="vista")

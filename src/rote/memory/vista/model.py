@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -47,6 +48,7 @@ class Vista(nn.Module):
     ):
         super().__init__()
         self.config, self.vocabulary = config, vocabulary
+        self._known: tuple[tuple[int, ...], str] | None = None
         if vocabulary is not None:
             category_of = torch.as_tensor(vocabulary.category_of) if config.categories else None
         with torch.random.fork_rng(devices=[]):
@@ -62,13 +64,17 @@ class Vista(nn.Module):
 
     @property
     def version(self) -> str:
-        """16 hex digits: sha256 over settings, names and weights."""
+        """16 hex digits: sha256 over settings, names and weights. Computed again only when a weight has changed."""
+        changes = tuple(value._version for value in self.state_dict(keep_vars=True).values())
+        if self._known is not None and self._known[0] == changes:
+            return self._known[1]
         names = None if self.vocabulary is None else self.vocabulary.to_dict()
         digest = hashlib.sha256(json.dumps([self.config.to_dict(), names], sort_keys=True).encode())
         for name, value in sorted(self.state_dict().items()):
             digest.update(name.encode())
             digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        self._known = (changes, digest.hexdigest()[:16])
+        return self._known[1]
 
     def summarise(self, histories: Histories) -> Float[Tensor, "b k dim"]:
         """z of every user, in one piece: for training and short histories."""
@@ -134,10 +140,8 @@ class Vista(nn.Module):
         events = self.embedding.content(histories.item[:, window], histories.action[:, window])
         return reconstruction_error(self.decoder(summary, events), events, histories.mask[:, window])
 
-    def histories(
-        self, item: Sequence[Sequence[int]], action: Sequence[Sequence[int]], time: Sequence[Sequence[float]]
-    ) -> Histories:
-        """Lists of different lengths, padded into one batch. Raises InputError for a number outside the vocabulary."""
+    def histories(self, item: Sequence[Any], action: Sequence[Any], time: Sequence[Any]) -> Histories:
+        """Lists or arrays of different lengths, padded into one batch. Errors: InputError for an unknown number."""
         longest = max(map(len, item), default=0)
         device = self.raw_mark.device
         batch = Histories(
@@ -146,17 +150,12 @@ class Vista(nn.Module):
             torch.zeros(len(item), longest, dtype=torch.float64),
             torch.zeros(len(item), longest, dtype=torch.bool),
         )
-        for row, (items, actions, times) in enumerate(zip(item, action, time, strict=True)):
-            if len(items) and not (min(items) >= 0 and max(items) < self.config.items):
-                raise InputError(
-                    f"history {row} has item number {max(items)}, the model knows 0 .. {self.config.items - 1}"
-                )
-            if len(actions) and not (min(actions) >= 0 and max(actions) < self.config.actions):
-                raise InputError(
-                    f"history {row} has action {max(actions)}, the model knows 0 .. {self.config.actions - 1}"
-                )
-            batch.item[row, : len(items)] = torch.as_tensor(items)
-            batch.action[row, : len(items)] = torch.as_tensor(actions)
-            batch.time[row, : len(items)] = torch.as_tensor(times, dtype=torch.float64)
+        for row, parts in enumerate(zip(item, action, time, strict=True)):
+            items, actions, times = map(np.asarray, parts)
+            for what, found, known in (("item", items, self.config.items), ("action", actions, self.config.actions)):
+                if len(found) and (found.min() < 0 or found.max() >= known):
+                    raise InputError(f"history {row}: {what} number {found.max()}, the model knows 0 .. {known - 1}")
+            for whole, part in ((batch.item, items), (batch.action, actions), (batch.time, times)):
+                whole[row, : len(items)] = torch.as_tensor(np.ascontiguousarray(part), dtype=whole.dtype)
             batch.mask[row, : len(items)] = True
         return Histories(*(getattr(batch, name).to(device) for name in ("item", "action", "time", "mask")))

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 
 from rote.errors import InputError, RoteError
+from rote.runtime import threads, threads_for_width
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -122,7 +123,8 @@ def fit_clicks(
         logit, extra = request_logits(model, batch, batch.mask.sum(1), candidates[rows], settings.stale, generator)
         return F.binary_cross_entropy_with_logits(logit[..., 0], label) + extra
 
-    return optimise(model, loss, settings, progress=progress)
+    with threads(threads_for_width(model.config.dim)):
+        return optimise(model, loss, settings, progress=progress)
 
 
 def fit_next_item(
@@ -160,7 +162,8 @@ def fit_next_item(
         logit = _without_target(logit[..., 0], drawn == target)
         return F.cross_entropy(logit, torch.zeros(len(rows), dtype=torch.long)) + extra
 
-    return optimise(model, loss, settings, progress=progress, after=after)
+    with threads(threads_for_width(model.embedding.item.embedding_dim)):
+        return optimise(model, loss, settings, progress=progress, after=after)
 
 
 def request_logits(
