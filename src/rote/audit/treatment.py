@@ -90,6 +90,7 @@ def treat(
     method_settings: Mapping[str, Any] | None = None,
     settings: AuditSettings | None = None,
     tasks: str | Path | None = None,
+    check: Callable[[CausalLM], object] | None = None,
     overwrite: bool = False,
     command: str = "",
     progress: Progress | None = None,
@@ -100,7 +101,8 @@ def treat(
     forget: the records to be forgotten. retain: text that must stay; its perplexity is measured. control: unseen
     records of the same kind as forget, against which membership is judged. utility: further texts by name.
     method_settings: what `apply` depends on, kept in treatment.json. tasks: a folder of lm-evaluation-harness tasks,
-    run before and after. The same call continues an interrupted run.
+    run before and after. check: called with the loaded model before anything is written, to refuse what `apply` would
+    refuse after the first audit. The same call continues an interrupted run.
 
     Raises InputError for bad input, for a retain set that overlaps the forget set, and for another run in `out`.
     """
@@ -108,7 +110,10 @@ def treat(
     tell, speak = progress or (lambda stage, done, total: None), say or (lambda text: None)
     out = Path(out)
     adapter = CausalLM.load(model, device=settings.device, dtype=settings.dtype, bos=settings.bos)
+    untreated = adapter.describe()  # now: the method will change the loaded model and its fingerprint
     notes = _check_sets(forget, retain)
+    if check is not None:
+        check(adapter)
     if tasks is not None:
         task_names(tasks)  # refused now rather than after the first audit
     texts = {**({"retain": retain} if retain is not None else {}), **(utility or {})}
@@ -125,7 +130,7 @@ def treat(
             "command": command,
             "versions": versions(),
             "seed": settings.seed,
-            "model": adapter.describe(),
+            "model": untreated,
             "method": method,
             "method_settings": dict(method_settings or {}),
             "settings": settings.as_dict(),
@@ -178,7 +183,7 @@ def treat(
         "schema_version": TREATMENT_SCHEMA_VERSION,
         "method": method,
         "method_settings": dict(method_settings or {}),
-        "model": adapter.describe(),
+        "model": untreated,
         "treated": subject.fingerprint,
         "checkpoint": "checkpoint" if (out / "checkpoint").is_dir() else None,
         "control": "control" if (out / "control").is_dir() else None,

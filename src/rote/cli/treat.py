@@ -69,11 +69,18 @@ def curvature(
     clean = sets.retain
     assert clean is not None  # a required option
 
+    def window(adapter: Any) -> int:
+        return sequence_tokens or min(512, adapter.context_length or 512)
+
+    def check(adapter: Any) -> object:
+        from rote.controls.editing.curvature import check_curvature
+
+        return check_curvature(adapter, layers=layers or (), rho=rho, labels=labels, sequence_tokens=window(adapter))
+
     def apply(adapter: Any, progress: Any) -> Any:
         from rote.audit import Treated
         from rote.controls.editing.curvature import treat_by_curvature
 
-        window = sequence_tokens or min(512, adapter.context_length or 512)
         report = treat_by_curvature(
             adapter,
             clean,
@@ -81,7 +88,7 @@ def curvature(
             rho=rho,
             labels=labels,
             seed=seed,
-            sequence_tokens=window,
+            sequence_tokens=window(adapter),
             progress=progress,
         )
         report.keep()
@@ -90,6 +97,7 @@ def curvature(
     run_treatment(
         "curvature", model, apply, sets, output,
         method_settings={"rho": rho, "layers": layers, "labels": labels, "sequence_tokens": sequence_tokens},
+        check=check,
         scheme=scheme, prefix=prefix, suffix=suffix, bos=bos, seed=seed, device=device, dtype=dtype,
         overwrite=overwrite, tasks=tasks, json_=json_, quiet=quiet,
     )  # fmt: skip
@@ -150,11 +158,21 @@ def unlearn(
     )
 
     kept = output / "last-good"
+
+    def check(adapter: Any) -> None:
+        from rote.controls.editing.unlearning.methods import check_unlearning
+
+        check_unlearning(
+            adapter, method=loss, forget=sets.forget, retain=sets.retain, settings=settings, trainer=recipe,
+            lora={"rank": lora} if lora else None,
+        )  # fmt: skip
+
     run_treatment(
         "unlearn", model,
         by_unlearning(sets, loss, settings=settings, recipe=recipe, lora=lora, seed=seed, last_good=kept),
         sets, output,
         method_settings=unlearning_identity(sets, loss, settings=settings, recipe=recipe, lora=lora),
+        check=check,
         scheme=scheme, prefix=prefix, suffix=suffix, bos=bos, seed=seed, device=device, dtype=dtype,
         overwrite=overwrite, tasks=tasks, json_=json_, quiet=quiet,
     )  # fmt: skip

@@ -100,7 +100,7 @@ class CausalLM:
                     local_files_only=True,
                     trust_remote_code=False,
                 )
-            except (ValueError, OSError, KeyError, RuntimeError) as error:
+            except (ValueError, OSError, KeyError, RuntimeError, ImportError) as error:
                 first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
                 raise InputError(f"{path}: cannot be loaded as a causal language model ({first})") from error
             tokenizer = None

@@ -29,7 +29,8 @@ from rote.internals.curvature.collect import collect_causal_lm
 from rote.internals.curvature.eigenbasis import Eigenbasis, decompose, effective_rank
 from rote.internals.curvature.factors import FactorSet, weights_fingerprint
 from rote.internals.curvature.layers import MatrixLayer, default_layers, select_matrices
-from rote.internals.curvature.windows import packed_windows
+from rote.internals.curvature.passes import check_labels
+from rote.internals.curvature.windows import check_window, packed_windows
 from rote.models.causal_lm import CausalLM
 
 if TYPE_CHECKING:
@@ -165,6 +166,19 @@ def edit_by_curvature(
     )
 
 
+def check_curvature(
+    model: CausalLM, *, layers: Sequence[str], rho: float, labels: str = "sampled", sequence_tokens: int
+) -> tuple[str, ...]:
+    """Raise the InputError that `treat_by_curvature` would raise for these settings, before any text is read; returns
+    the patterns it would use."""
+    check_rho(rho)
+    check_labels(labels)
+    check_window(model, sequence_tokens)
+    chosen = tuple(layers) or default_layers(model.hf)
+    select_matrices(model.hf, chosen)
+    return chosen
+
+
 def treat_by_curvature(
     model: CausalLM,
     clean: RecordTable,
@@ -188,9 +202,7 @@ def treat_by_curvature(
     Returns the report, whose `restore()` undoes the edit and `commit(directory)` saves it.
     Raises InputError for unusable layers, windows or settings, before anything is changed.
     """
-    check_rho(rho)
-    chosen = tuple(layers) or default_layers(model.hf)
-    select_matrices(model.hf, chosen)  # refuse bad patterns before the text is read
+    chosen = check_curvature(model, layers=layers, rho=rho, labels=labels, sequence_tokens=sequence_tokens)
     windows = packed_windows(model, clean, sequence_tokens)
     factors = collect_causal_lm(
         model,

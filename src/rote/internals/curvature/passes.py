@@ -141,7 +141,7 @@ def causal_lm_pass(
     out position 0, whose activations (the attention sink) can own the top of A. `progress(done, total)` in windows.
     Raises InputError for other labels or wrong shapes; RoteError for logits that are not finite.
     """
-    _check_labels(labels)
+    check_labels(labels)
     windows = np.asarray(windows)
     if windows.ndim != 2 or windows.shape[1] < 2 or not len(windows):
         raise InputError(f"windows must be a matrix (windows, tokens) with 2 tokens or more, got shape {windows.shape}")
@@ -197,7 +197,7 @@ def classifier_pass(
     `positions`: "all" rows a layer sees, or "cls", only the first token of each example (a ViT's class token).
     `passes` repeats the data with fresh labels. Returns the number of examples shown.
     """
-    _check_labels(labels)
+    check_labels(labels)
     if positions not in POSITIONS:
         raise InputError(f"positions must be one of {', '.join(POSITIONS)}, not {positions!r}")
     if labels == "gold" and gold is None:
@@ -240,7 +240,8 @@ def _backward(logits: torch.Tensor, gradient: torch.Tensor) -> None:
     logits.backward(gradient)
 
 
-def _check_labels(labels: str) -> None:
+def check_labels(labels: str) -> None:
+    """Refuse, with an InputError, another kind of labels."""
     if labels not in LABELS:
         raise InputError(f"labels must be one of {', '.join(LABELS)}, not {labels!r}")
 

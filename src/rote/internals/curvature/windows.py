@@ -20,13 +20,8 @@ if TYPE_CHECKING:
 BLOCK = 1024  # records tokenised at a time
 
 
-def packed_windows(model: CausalLM, records: RecordTable, tokens: int) -> Int[np.ndarray, "windows tokens"]:
-    """All records' token ids, in order, cut into windows of `tokens`.
-
-    Raises InputError for windows shorter than 2 tokens or longer than the model's context, for token ids outside its
-    vocabulary, and when the records together do not fill one window.
-    Source: Merullo et al. 2025, arXiv 2510.24256 (512 tokens, packed without special tokens).
-    """
+def check_window(model: CausalLM, tokens: int) -> None:
+    """Refuse, with an InputError, windows shorter than 2 tokens or longer than the model's context."""
     if tokens < 2:
         raise InputError(f"windows of {tokens} token(s) predict nothing; use 2 or more")
     if model.context_length is not None and tokens > model.context_length:
@@ -34,6 +29,16 @@ def packed_windows(model: CausalLM, records: RecordTable, tokens: int) -> Int[np
             f"windows of {tokens:,} tokens are longer than the model's context of {model.context_length:,};"
             " use shorter ones"
         )
+
+
+def packed_windows(model: CausalLM, records: RecordTable, tokens: int) -> Int[np.ndarray, "windows tokens"]:
+    """All records' token ids, in order, cut into windows of `tokens`.
+
+    Raises InputError for windows shorter than 2 tokens or longer than the model's context, for token ids outside its
+    vocabulary, and when the records together do not fill one window.
+    Source: Merullo et al. 2025, arXiv 2510.24256 (512 tokens, packed without special tokens).
+    """
+    check_window(model, tokens)
     ids: list[np.ndarray] = []
     for start in range(0, len(records), BLOCK):
         part = records.take(np.arange(start, min(start + BLOCK, len(records))))
@@ -52,5 +57,8 @@ def packed_windows(model: CausalLM, records: RecordTable, tokens: int) -> Int[np
         )
     count = len(stream) // tokens
     if not count:
-        raise InputError(f"the clean text has {len(stream):,} tokens, fewer than one window of {tokens:,}; give more")
+        raise InputError(
+            f"the clean text has {len(stream):,} tokens, fewer than one window of {tokens:,}; give more, or use shorter"
+            " windows"
+        )
     return stream[: count * tokens].reshape(count, tokens)

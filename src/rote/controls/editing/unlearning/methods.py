@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rote.controls.editing.unlearning import settings as kinds
 from rote.controls.editing.unlearning.settings import (
@@ -139,27 +139,14 @@ def unlearn(
         holds the last good weights); MissingDependencyError for LoRA without peft.
     """
     from rote.controls.editing.unlearning.adapters import add_lora, remove_lora
-    from rote.controls.editing.unlearning.items import items_of
     from rote.controls.editing.unlearning.objectives import objective_for
     from rote.controls.editing.unlearning.task_vectors import add_task_vector, task_vector, weights_of
     from rote.controls.editing.unlearning.trainer import TrainingStopped, select_parameters, train
 
-    method = canonical_name(method)
-    chosen = method_settings(method, settings)
-    recipe = recipe_for(chosen, trainer)
-    rank = None if lora is None else settings_from(LoraSettings, lora, what="lora")
-    baseline = isinstance(chosen, kinds.FineTune)
-    if retain is None and chosen.needs_retain:
-        raise InputError(f"{method} needs a retain set: give retain records, or a method without a retain loss")
-    if isinstance(chosen, kinds.Retrain) and rank is not None:
-        raise InputError("retrain starts from random weights: it cannot be done with LoRA")
+    plan = _plan(model, method, forget, retain, settings, trainer, lora)
+    method, chosen, recipe, rank, anchor, partner = plan
     started, before = time.perf_counter(), model.fingerprint
     notes = _notes(model, chosen, rank)
-    partner = items_of(model, retain, name="retain", long=recipe.long) if retain is not None else None
-    anchor = partner if baseline else items_of(model, forget, name="forget", long=recipe.long)
-    assert anchor is not None
-    if baseline or not chosen.needs_retain:
-        partner = None
     wins = _wins(model, chosen, forget, anchor, refusals, alternatives, seed, notes)
     if isinstance(chosen, kinds.Retrain):
         _randomise(model.hf, seed)
@@ -212,6 +199,58 @@ def unlearn(
     )
 
 
+def check_unlearning(
+    model: CausalLM,
+    *,
+    method: str,
+    forget: RecordTable,
+    retain: RecordTable | None = None,
+    settings: MethodSettings | Mapping[str, Any] | None = None,
+    trainer: TrainerSettings | Mapping[str, Any] | None = None,
+    lora: LoraSettings | Mapping[str, Any] | None = None,
+) -> None:
+    """Raise the InputError that `unlearn` would raise for these settings and records, without training anything."""
+    from rote.controls.editing.unlearning.objectives import rmu_layer
+    from rote.controls.editing.unlearning.trainer import select_parameters
+
+    plan = _plan(model, method, forget, retain, settings, trainer, lora)
+    if isinstance(plan.chosen, (kinds.IdkDPO, kinds.AltPO)):
+        _refuse_bare(plan.method, forget)
+    if plan.rank is None:
+        select_parameters(model.hf, plan.recipe)
+    if isinstance(plan.chosen, kinds.RMU):
+        rmu_layer(model.hf, plan.chosen)
+
+
+class _Plan(NamedTuple):
+    """What a call comes down to. `anchor`: what an epoch runs over; `partner`: where retain items come from."""
+
+    method: str
+    chosen: MethodSettings
+    recipe: TrainerSettings
+    rank: LoraSettings | None
+    anchor: list[Item]
+    partner: list[Item] | None
+
+
+def _plan(model, method, forget, retain, settings, trainer, lora) -> _Plan:
+    from rote.controls.editing.unlearning.items import items_of
+
+    method = canonical_name(method)
+    chosen = method_settings(method, settings)
+    recipe = recipe_for(chosen, trainer)
+    rank = None if lora is None else settings_from(LoraSettings, lora, what="lora")
+    if retain is None and chosen.needs_retain:
+        raise InputError(f"{method} needs a retain set: give retain records, or a method without a retain loss")
+    if isinstance(chosen, kinds.Retrain) and rank is not None:
+        raise InputError("retrain starts from random weights: it cannot be done with LoRA")
+    partner = items_of(model, retain, name="retain", long=recipe.long) if retain is not None else None
+    baseline = isinstance(chosen, kinds.FineTune)
+    anchor = partner if baseline else items_of(model, forget, name="forget", long=recipe.long)
+    assert anchor is not None
+    return _Plan(method, chosen, recipe, rank, anchor, None if baseline or not chosen.needs_retain else partner)
+
+
 def weights_changed(model: CausalLM) -> None:
     """Tell the adapter that its model's weights were edited: its cached head and fingerprint are made anew."""
     from rote.models.causal_lm import fingerprint_in_memory
@@ -259,13 +298,7 @@ def _wins(model, chosen, forget, items, refusals, alternatives, seed, notes) -> 
     if not isinstance(chosen, (kinds.IdkDPO, kinds.AltPO)):
         return None
     name = "idk_dpo" if isinstance(chosen, kinds.IdkDPO) else "alt_po"
-    marks = zip(forget.column("prefix_chars"), forget.column("prefix_tokens"), strict=True)
-    bare = [row for row, mark in enumerate(marks) if not any(mark)]
-    if bare:
-        raise InputError(
-            f"{name} answers questions: forget record {forget.column('id')[bare[0]][:60]!r} has no prefix; "
-            "give records with prefix and suffix (question and answer)"
-        )
+    _refuse_bare(name, forget)
     if name == "idk_dpo":
         lines = assign_refusals(len(items), refusals=None if refusals is None else list(refusals), seed=seed)
     elif alternatives is not None:
@@ -281,6 +314,16 @@ def _wins(model, chosen, forget, items, refusals, alternatives, seed, notes) -> 
         with_answer(item, encoding.ids)
         for item, encoding in zip(items, model.encode([f" {line.strip()}" for line in lines]), strict=True)
     ]
+
+
+def _refuse_bare(name: str, forget: RecordTable) -> None:
+    marks = zip(forget.column("prefix_chars"), forget.column("prefix_tokens"), strict=True)
+    bare = [row for row, mark in enumerate(marks) if not any(mark)]
+    if bare:
+        raise InputError(
+            f"{name} answers questions: forget record {forget.column('id')[bare[0]][:60]!r} has no prefix; "
+            "give records with prefix and suffix (question and answer)"
+        )
 
 
 def _notes(model: CausalLM, chosen: MethodSettings, lora: LoraSettings | None) -> list[str]:

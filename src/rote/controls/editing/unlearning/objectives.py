@@ -159,10 +159,7 @@ class Misdirection(Objective):
 
     def __init__(self, hf, settings: methods.RMU, *, seed: int, adapters: Any = None):
         super().__init__(hf, settings, adapters=adapters)
-        depth = len(decoder_layers(hf))
-        self.layer = min(depth - 1, round(RMU_DEPTH * depth)) if settings.layer is None else settings.layer
-        if not 0 <= self.layer < depth:
-            raise InputError(f"rmu's layer {self.layer} does not exist: the model has layers 0 .. {depth - 1}")
+        self.layer = rmu_layer(hf, settings)
         generator = torch.Generator().manual_seed(derive_seed(seed, "rmu") % 2**63)
         direction = torch.rand(hf.get_input_embeddings().weight.shape[1], generator=generator)  # pyright: ignore
         self.target = settings.coefficient * direction / direction.norm()
@@ -177,6 +174,15 @@ class Misdirection(Objective):
         assert self.frozen is not None
         hidden = states_of(self.hf, batch.input_ids, self.layer)
         return losses.embed_diff(hidden, self.frozen.states(batch.input_ids, self.layer), batch.is_answer)
+
+
+def rmu_layer(hf: nn.Module, settings: methods.RMU) -> int:
+    """The decoder layer whose states RMU steers: the one given, or its default depth. Errors: `InputError`."""
+    depth = len(decoder_layers(hf))
+    layer = min(depth - 1, round(RMU_DEPTH * depth)) if settings.layer is None else settings.layer
+    if not 0 <= layer < depth:
+        raise InputError(f"rmu's layer {layer} does not exist: the model has layers 0 .. {depth - 1}")
+    return layer
 
 
 def objective_for(
