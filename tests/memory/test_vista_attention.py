@@ -251,8 +251,9 @@ def test_cut_and_tail_are_what_they_say():
     assert tail.item[1, :2].tolist() == batch.item[1, :2].tolist()
 
 
-def test_an_empty_history_still_scores():
-    model = small()
+@pytest.mark.parametrize("order", ["none", "gap", "recency"])
+def test_an_empty_history_still_scores(order):
+    model = small(order=order)
     batch = some_histories(model, [0])
     assert batch.item.shape == (1, 0)
     z = model.summarise(batch)

@@ -267,7 +267,9 @@ def audit(
 @vista_app.command("serve-bench", epilog="Example: rote memory vista serve-bench --history 1e3,1e4,1e5,1e6 --out bench")
 def serve_bench(
     model: Annotated[Path | None, typer.Option(help="A trained model. [default: random weights]")] = None,
-    store: Annotated[str | None, typer.Option("--store", help="Where summaries go. [default: an LMDB store in --out]")] = None,
+    store: Annotated[
+        str | None, typer.Option("--store", help="Where summaries go. [default: an LMDB store in --out]")
+    ] = None,
     history: Annotated[str, typer.Option(help="Lengths of history.")] = "1e3,1e4,1e5,1e6",
     candidates: Annotated[int, typer.Option(help="Candidates in a request.")] = 100,
     repeats: Annotated[int, typer.Option(help="Requests timed per length.")] = 200,

@@ -97,7 +97,7 @@ class EventEmbedding(nn.Module):
         if self.place is None:
             return found
         if self.order == "gap":
-            gap = torch.diff(histories.time, dim=1, prepend=histories.time[:, :1])
+            gap = histories.time - torch.cat([histories.time[:, :1], histories.time[:, :-1]], dim=1)
             return found + self.place(gap_bucket(gap))
         place = torch.arange(histories.item.shape[1], device=found.device)
         rank = histories.mask.sum(1, keepdim=True) - 1 - place[None]

@@ -156,9 +156,13 @@ class LmdbStore(SummaryStore):
 
     def _users(self, version: str) -> Iterator[str]:
         prefix = _key(version, "")
-        with self._environment().begin() as txn:
-            for key in _under(txn, prefix):
-                yield key[len(prefix) :].decode("utf-8")
+
+        def work(env: lmdb.Environment) -> list[bytes]:
+            with env.begin() as txn:
+                return list(_under(txn, prefix))
+
+        for key in self._resized(work):  # a snapshot: whoever iterates may delete
+            yield key[len(prefix) :].decode("utf-8")
 
     def versions(self) -> list[str]:
         def work(env: lmdb.Environment) -> list[str]:

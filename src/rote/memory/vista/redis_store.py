@@ -83,31 +83,32 @@ class RedisStore(SummaryStore):
     def _rewrite_files(self) -> None:
         """Have the server write its files again without the deleted keys, and wait for it."""
         with self._errors():
-            before = self.client.lastsave()
-            state = self.client.info("persistence")
-            if state.get("aof_enabled"):
+            self._wait()  # a rewriting that is under way began before the deletion
+            if self.client.info("persistence").get("aof_enabled"):
                 self.client.bgrewriteaof()
-            saves = self.client.config_get("save").get("save") if self._may_configure() else ""
-            if saves:
-                time.sleep(max(0.0, 1.1 - (time.time() - before.timestamp())))  # LASTSAVE counts whole seconds
-                with contextlib.suppress(self.redis.ResponseError):  # one is under way; the wait below sees it
-                    self.client.bgsave(schedule=True)
-            end = time.monotonic() + PATIENCE
-            while time.monotonic() < end:
-                state = self.client.info("persistence")
-                busy = [state.get(name) for name in ("aof_rewrite_in_progress", "aof_rewrite_scheduled",
-                                                     "rdb_bgsave_in_progress")]  # fmt: skip
-                if not any(busy) and (not saves or self.client.lastsave() > before):
-                    return
-                time.sleep(0.02)
+                self._wait()
+            if self._saves():
+                self.client.bgsave()
+                self._wait()
+
+    def _wait(self) -> None:
+        """Until the server writes no file in the background."""
+        names = ("aof_rewrite_in_progress", "aof_rewrite_scheduled", "rdb_bgsave_in_progress")
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            state = self.client.info("persistence")
+            if not any(state.get(name) for name in names):
+                return
+            time.sleep(0.02)
         raise InputError(f"{self.place}: the users are deleted, but the server has not rewritten its files yet")
 
-    def _may_configure(self) -> bool:
+    def _saves(self) -> bool:
+        """Whether the server keeps snapshots; a managed server does not say, its snapshots are its owner's to look
+        after."""
         try:
-            self.client.config_get("save")
-        except self.redis.ResponseError:  # a managed server: its snapshots are its owner's to look after
+            return bool(self.client.config_get("save").get("save"))
+        except self.redis.ResponseError:
             return False
-        return True
 
     def _users(self, version: str) -> Iterator[str]:
         tail = f"}}:vista:{version}".encode()
