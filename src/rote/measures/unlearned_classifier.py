@@ -224,7 +224,7 @@ class UnlearningQuality:
 def against_oracles(
     figures: ClassifierFigures, oracles: Sequence[ClassifierFigures], *, feature: str = "confidence"
 ) -> UnlearningQuality:
-    """ToW and ToW-MIA with t intervals over the oracles' seeds, and the oracle-against-oracle ceiling.
+    """ToW and ToW-MIA with t intervals (cut off at 0 and 1) over the oracles' seeds, and the oracle-oracle ceiling.
 
     An oracle has a variance of its own: give two or more. The ceiling's pairs share oracles, so its interval is rough.
     """
@@ -237,10 +237,17 @@ def against_oracles(
     return UnlearningQuality(
         figures,
         tuple(oracles),
-        tow=t_interval([tug_of_war(ours, side) for side in theirs]),
-        tow_mia=t_interval([tug_of_war_mia(ours, side) for side in theirs]) if attacked else None,
-        ceiling=t_interval(pairs) if pairs else None,
+        tow=_of_share([tug_of_war(ours, side) for side in theirs]),
+        tow_mia=_of_share([tug_of_war_mia(ours, side) for side in theirs]) if attacked else None,
+        ceiling=_of_share(pairs) if pairs else None,
     )
+
+
+def _of_share(values: Sequence[float]) -> Estimate:
+    """A t interval of numbers in [0, 1], cut off there."""
+    found = t_interval(values)
+    low, high = (end if math.isnan(end) else min(max(end, 0.0), 1.0) for end in (found.low, found.high))
+    return Estimate(found.value, low, high, found.n, found.interval)
 
 
 def _rows(probabilities, labels) -> tuple[np.ndarray, np.ndarray]:
