@@ -79,11 +79,12 @@ def test_the_whole_story(desk, tmp_path, capsys):
     assert sorted(name for part in done["strata"].values() for name in part) == sorted(f"e{row}" for row in range(9))
     more = ("--oracle", desk / "o2", "--original", desk / "m", "-o", tmp_path / "e.json")
     assert run(*eval_of(desk, tmp_path / "u", *more)) == 0
-    assert "ceiling" in capsys.readouterr().out
+    assert "among" in capsys.readouterr().out
     found = json.loads((tmp_path / "e.json").read_text())
     assert 0 < found["models"]["unlearned"]["tow"]["value"] <= 1
     assert set(found["models"]) == {"unlearned", "original"}
     assert found["models"]["unlearned"]["ceiling"]["n"] == 1
+    assert found["models"]["unlearned"]["lira_auroc"]["n"] == 9 + 50
 
 
 def test_the_same_command_gives_the_same_weights_and_shuffling_others(desk, tmp_path):

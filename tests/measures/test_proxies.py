@@ -178,6 +178,29 @@ def test_every_membership_feature_has_its_shape():
     np.testing.assert_allclose(uc.membership_feature("entropy", p, y)[:, 0], stats.entropy(p, axis=1), atol=1e-8)
 
 
+def test_the_per_example_attack_sees_leakage_on_both_sides_and_not_an_oracle():
+    rng = np.random.default_rng(8)
+
+    def side(shift):
+        z = rng.normal(size=(60,)) * 0.3 + base
+        return {"forget": 1 / (1 + np.exp(-z[:30] - shift)), "test": 1 / (1 + np.exp(-z[30:]))}
+
+    base = rng.normal(size=60)
+    oracles = [side(0.0) for _ in range(3)]
+    # the score by hand: distance from the oracles' mean logit over one pooled deviation
+    model = side(2.0)
+    z = np.array([[np.log(p / (1 - p)) for p in (*o["forget"], *o["test"])] for o in (model, *oracles)])
+    spread = np.sqrt(((z[1:] - z[1:].mean(0)) ** 2).sum() / (2 * 60))
+    scores = (z[0] - z[1:].mean(0)) / spread
+    wanted = np.mean([(a > b) + 0.5 * (a == b) for a in scores[:30] for b in scores[30:]])
+    assert uc.per_example_mia(model, oracles).value == pytest.approx(wanted)
+    assert wanted > 0.95
+    assert uc.per_example_mia(side(-2.0), oracles).value < 0.05
+    assert uc.per_example_mia(side(0.0), oracles).value == pytest.approx(0.5, abs=0.2)
+    with pytest.raises(InputError, match="two oracles"):
+        uc.per_example_mia(model, oracles[:1])
+
+
 def test_entanglement_by_hand_and_its_direction():
     a, b = np.array([[0.0], [2.0]]), np.array([[10.0], [12.0]])
     assert uc.entanglement(a, b) == pytest.approx(2 / 25)  # variances 1 + 1; means 1 and 11, each 5 from 6
@@ -197,9 +220,11 @@ def test_intervals_over_oracles_and_their_ceiling():
     assert found.ceiling is not None
     assert found.ceiling.n == 3
     assert found.tow_mia is not None
+    assert found.lira is not None
+    assert 0 < found.lira_oracle < 1
     single = uc.against_oracles(figures[0], figures[:1])
     assert single.tow.value == 1
     assert single.as_dict()["tow"]["low"] is None
-    assert single.ceiling is None
+    assert single.ceiling is single.lira is single.lira_oracle is None
     with pytest.raises(InputError, match="no oracle"):
         uc.against_oracles(figures[0], [])

@@ -397,15 +397,17 @@ def _print_quality(found: dict) -> None:
         interval = "" if estimate.low != estimate.low else f" [{estimate.low:.3f}, {estimate.high:.3f}]"
         return f"{estimate.value:.3f}{interval}"
 
-    title = "accuracy by set, population MIA, distance to the oracles; ceiling: oracle against oracle"
-    table = Table("model", "forget", "retain", "test", "MIA", "ToW", "ToW-MIA", title=title)
+    title = "accuracy by set; attacks: population MIA, LiRA AUROC (target: the oracles' 0.5); distance to the oracles"
+    table = Table("model", "forget", "retain", "test", "MIA", "LiRA", "ToW", "ToW-MIA", title=title)
     first = next(iter(found.values()))
     for name, quality in found.items():
         figures = quality.figures
         accuracies = [f"{value:.3f}" for value in (figures.forget, figures.retain, figures.test)]
-        table.add_row(name, *accuracies, f"{figures.mia['confidence']:.3f}", shown(quality.tow), shown(quality.tow_mia))
+        attacks = f"{figures.mia['confidence']:.3f}", "-" if quality.lira is None else f"{quality.lira.value:.3f}"
+        table.add_row(name, *accuracies, *attacks, shown(quality.tow), shown(quality.tow_mia))
     for number, figures in enumerate(first.oracles, 1):
         accuracies = [f"{value:.3f}" for value in (figures.forget, figures.retain, figures.test)]
-        table.add_row(f"oracle {number}", *accuracies, f"{figures.mia['confidence']:.3f}", "", "")
-    table.add_row("ceiling", "", "", "", "", shown(first.ceiling), "")
+        table.add_row(f"oracle {number}", *accuracies, f"{figures.mia['confidence']:.3f}", "", "", "")
+    of_oracles = "-" if first.lira_oracle is None else f"{first.lira_oracle:.3f}"
+    table.add_row("among oracles", "", "", "", "", of_oracles, shown(first.ceiling), "")
     console.print(table)

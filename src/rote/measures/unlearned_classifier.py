@@ -20,6 +20,8 @@ from scipy import stats
 
 from rote.errors import InputError
 from rote.measures.proxies import CLAMP
+from rote.measures.reference_models import lira, logit
+from rote.measures.roc import delong
 from rote.measures.statistics import Estimate, check_confidence, finite_vector, percent_label
 
 SETS = ("forget", "retain", "test")
@@ -126,6 +128,31 @@ def population_mia(
     return float(1.0 - attack.predict(sides[2]).mean())
 
 
+def per_example_mia(
+    true: Mapping[str, Float[np.ndarray, " examples"]],
+    oracles: Sequence[Mapping[str, Float[np.ndarray, " examples"]]],
+) -> Estimate:
+    """AUROC of forget against test examples by offline LiRA, the oracles (which saw neither) being the out-models.
+
+    Each map has `forget` and `test`: the model's probability of each example's own label. Score (phi - mu_out)/s_out,
+    phi = logit p_y, one pooled variance. Range [0, 1]; the target is 0.5, read two-sided: above, the model still knows
+    what an oracle does not; below, it is conspicuously worse on what it was made to forget (Streisand).
+    Errors: `InputError` for fewer than two oracles.
+    Source: Carlini et al. 2022, arXiv 2112.03570, sec. 6.3, with retrained oracles as shadow models.
+    """
+    if len(oracles) < 2:
+        raise InputError("the per-example attack needs two oracles or more")
+
+    def phi(side: Mapping[str, np.ndarray]) -> np.ndarray:
+        both = np.concatenate([np.asarray(side[part], dtype=np.float64) for part in ("forget", "test")])
+        return logit(np.log(np.clip(both, CLAMP, 1.0)))
+
+    shadow = np.array([phi(oracle) for oracle in oracles])
+    scores = lira(phi(true), shadow, np.zeros(shadow.shape, bool), mode="offline", fixed_variance=True)
+    size = len(true["forget"])
+    return delong(scores[:size], scores[size:])
+
+
 # --- entanglement ----------------------------------------------------------------------------------------------------
 
 
@@ -164,12 +191,14 @@ def t_interval(values, *, confidence: float = 0.95) -> Estimate:
 
 @dataclass(frozen=True)
 class ClassifierFigures:
-    """One model on the three sets: accuracies in [0, 1], and the attack's share of non-members per feature."""
+    """One model on the three sets: accuracies in [0, 1], the population attack's share of non-members per feature, and
+    the probabilities of their own labels of forget and test examples (for the per-example attack)."""
 
     forget: float
     retain: float
     test: float
     mia: Mapping[str, float]
+    true: Mapping[str, Float[np.ndarray, " examples"]]
 
     def shares(self, feature: str = "confidence") -> dict[str, float]:
         return {"forget": self.forget, "retain": self.retain, "test": self.test} | (
@@ -197,25 +226,31 @@ def classifier_figures(
     for name in features:
         seen = {part: membership_feature(name, probabilities[part], labels[part]) for part in SETS}
         mia[name] = population_mia(seen["retain"], seen["test"], seen["forget"])
-    return ClassifierFigures(*(accuracy(probabilities[part], labels[part]) for part in SETS), mia=mia)
+    true = {part: membership_feature("confidence", probabilities[part], labels[part])[:, 0] for part in SETS[::2]}
+    return ClassifierFigures(*(accuracy(probabilities[part], labels[part]) for part in SETS), mia=mia, true=true)
 
 
 @dataclass(frozen=True)
 class UnlearningQuality:
     """An unlearned model against its oracles. `ceiling`: what one oracle gets against another (None for a single one);
-    no method can be told from a retraining above it."""
+    no method can be told from a retraining above it. `lira`: `per_example_mia` (two oracles or more); `lira_oracle`:
+    the same of each oracle against the others, in the mean (three or more)."""
 
     figures: ClassifierFigures
     oracles: tuple[ClassifierFigures, ...]
     tow: Estimate
     tow_mia: Estimate | None
     ceiling: Estimate | None
+    lira: Estimate | None
+    lira_oracle: float | None
 
     def as_dict(self) -> dict:
         return {
             "tow": self.tow.as_dict(),
             "tow_mia": None if self.tow_mia is None else self.tow_mia.as_dict(),
             "ceiling": None if self.ceiling is None else self.ceiling.as_dict(),
+            "lira_auroc": None if self.lira is None else self.lira.as_dict(),
+            "lira_auroc_of_oracles": self.lira_oracle,
             "unlearned": self.figures.as_dict(),
             "oracles": [oracle.as_dict() for oracle in self.oracles],
         }
@@ -234,12 +269,18 @@ def against_oracles(
     theirs = [oracle.shares(feature) for oracle in oracles]
     attacked = "mia" in ours and all("mia" in side for side in theirs)
     pairs = [tug_of_war(a, b) for a, b in combinations(theirs, 2)]
+    true = [oracle.true for oracle in oracles]
+    among = (
+        [per_example_mia(one, true[:k] + true[k + 1 :]).value for k, one in enumerate(true)] if len(true) > 2 else []
+    )
     return UnlearningQuality(
         figures,
         tuple(oracles),
         tow=_of_share([tug_of_war(ours, side) for side in theirs]),
         tow_mia=_of_share([tug_of_war_mia(ours, side) for side in theirs]) if attacked else None,
         ceiling=_of_share(pairs) if pairs else None,
+        lira=per_example_mia(figures.true, true) if len(true) > 1 else None,
+        lira_oracle=float(np.mean(among)) if among else None,
     )
 
 
