@@ -66,7 +66,7 @@ def smallest_trained(
     records: int,
     symbols: int = 4,
     runs: int | None = None,
-    steps: int = 1500,
+    steps: int | None = None,
     learning_rate: float = 1e-2,
     begin: int | None = None,
     seed: int = 0,
@@ -74,7 +74,8 @@ def smallest_trained(
     """The smallest rung of the ladder on which at least half of the starts get all N records right in `steps` steps.
 
     Half, not one: that one start of many is lucky says more about how many there were. runs: default 4, and up to 16
-    where they are cheap (512 / N).
+    where they are cheap (512 / N). steps: default max(1000, 8 N), in proportion to N, because the last few words take
+    the longer the more there are: with one number for all, the steps and not the size would hold back the largest N.
     begin: parameters at which to begin (default 2 N log2 T). From there the search strides up or down, doubling its
     stride, until it has a shape that trains above one that does not, and halves the gap between them: the answer is a
     shape that trains, and the next smaller one was tried and does not.
@@ -84,6 +85,7 @@ def smallest_trained(
     ladder = shape_ladder(symbols=symbols)
     starts = max(4, min(16, 512 // records)) if runs is None else runs
     needed = -(-starts // 2)
+    most_steps = max(1000, 8 * records) if steps is None else steps
     tried: dict[int, TrainedRuns] = {}
 
     def trains(rung: int) -> bool:
@@ -91,7 +93,7 @@ def smallest_trained(
             table,
             shape=ladder[rung],
             runs=starts,
-            steps=steps,
+            steps=most_steps,
             learning_rate=learning_rate,
             enough=needed,
             seed=derive_seed(seed, "shape", records, rung),
@@ -136,7 +138,7 @@ def side_by_side(
     *,
     seed: int = 0,
     runs: int | None = None,
-    steps: int = 1500,
+    steps: int | None = None,
     workers: int = 1,
 ) -> list[MeasuredCapacity]:
     """`smallest_trained` for each N, in the order of `counts`.
