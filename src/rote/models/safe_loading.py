@@ -3,7 +3,7 @@
 Only safetensors are ever loaded and remote code never runs. A half-downloaded shard, a pickle-only checkpoint and a
 tokenizer without a model are told apart here, each with one line that says what to do.
 
-Knows nothing about: PyTorch, transformers, records.
+Knows nothing about: PyTorch, transformers, records. Of Rote's own architectures it knows the names only.
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ import hashlib
 import json
 import struct
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 from rote.errors import InputError
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+# Model types that Rote brings itself: where they live. Importing that module makes them known to the Auto classes.
+OWN_MODELS = {"rote_tnt": "rote.memory.tnt.modeling"}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
@@ -86,6 +89,8 @@ def inspect_checkpoint(path: str | Path) -> Checkpoint:
             raise InputError(f"{path}: no *.safetensors weights; is the download complete?")
     for shard in weights:
         _check_safetensors(shard)
+    if home := OWN_MODELS.get(str(config.get("model_type"))):
+        import_module(home)
     return Checkpoint(path=path, config=config, weights=weights)
 
 

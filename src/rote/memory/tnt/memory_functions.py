@@ -129,10 +129,11 @@ class MemoryFunction:
         return inputs, rows[::-1]
 
     def clipped(self, rows: list[Tensor]) -> list[Tensor]:
-        """Rows with norm at most `clip`, each token and layer by itself."""
+        """Rows with norm at most `clip`, each token and layer by itself: g min(1, clip / ||g||)."""
         if self.clip is None:
             return rows
-        return [row * (self.clip / (row.square().sum(-1, keepdim=True) + 1e-12).sqrt()).clamp_max(1.0) for row in rows]
+        bound = self.clip
+        return [row * (row.square().sum(-1, keepdim=True).clamp_min(bound * bound).rsqrt() * bound) for row in rows]
 
     def _loss_gradient(self, z: Tensor, k: Tensor, v: Tensor, norm: Norm) -> Tensor:
         if self.head == "plain":

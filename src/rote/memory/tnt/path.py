@@ -1,6 +1,6 @@
 """One memory of a layer: its own projections and gates, its fast weights, and when they are reset.
 
-    [k; v; q]_t = SiLU(conv(W x))_t  per head, q and k to unit length;  theta_t = theta_max sigmoid(w x_t + b), ...
+    [q; k; v]_t = SiLU(conv(W x))_t  per head, q and k to unit length;  theta_t = theta_max sigmoid(w x_t + b), ...
 
 A path without `shard` is carried through the whole sequence. A path with one starts again every `shard` tokens from the
 learned W_init: convolution, fast weights, momentum and query-key projection. So whole shards are independent, and all
@@ -118,8 +118,9 @@ class MemoryPath(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """W_init: N(0, 0.02) with zero biases for TTT (its public code), N(0, 1 / fan-in) for Titans. Gates open half
-        way, forgetting starts at 2 %."""
+        """W_init: N(0, 0.02) with zero biases for TTT (its public code), for Titans N(0, 1 / fan-in) and a last
+        layer of zeros: an empty memory says nothing, so the first writes are heard. Gates open half way, forgetting
+        starts at 2 %."""
         s = self.settings
         nn.init.normal_(self.qkv.weight, std=s.dim**-0.5)
         if self.taps is not None:
@@ -127,8 +128,9 @@ class MemoryPath(nn.Module):
         nn.init.normal_(self.rates.weight, std=0.02)
         for name, bias in zip(self.rate_names, self.rates.bias.view(len(self.rate_names), s.heads), strict=True):
             nn.init.constant_(bias, -4.0 if name == "alpha" else 0.0)
-        for weight in self.initial:
-            nn.init.normal_(weight, std=0.02 if s.averaged else weight.shape[1] ** -0.5)
+        for layer, weight in enumerate(self.initial):
+            last = layer == len(self.initial) - 1
+            nn.init.normal_(weight, std=0.02 if s.averaged else 0.0 if last else weight.shape[1] ** -0.5)
             if s.function.bias:
                 nn.init.zeros_(weight[:, -1])
         if self.scale_offset is not None:
@@ -227,7 +229,9 @@ class MemoryPath(nn.Module):
             before = self.settings.conv - 1
             padded = F.pad(x, (0, 0, before, 0)) if tail is None else torch.cat([tail, x], 1)
             total = x.shape[1]
-            x = sum(padded[:, i : i + total] * self.taps[:, i] for i in range(before + 1))  # pyright: ignore
+            x = padded[:, :total] * self.taps[:, 0]
+            for i in range(1, before + 1):
+                x = torch.addcmul(x, padded[:, i : i + total], self.taps[:, i])
             tail = padded[:, total:] if before else None
         return F.silu(x) if self.settings.silu else x, tail
 

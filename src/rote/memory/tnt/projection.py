@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 SCALES = ("none", "l2", "count")
-BLOCK = 128  # tokens whose score matrix is formed at once
+BLOCK = 64  # tokens whose score matrix is formed at once
 
 
 def project_queries(
