@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 from itertools import combinations, product
 
@@ -43,6 +44,7 @@ from rote.theory.attention import (
     rank_limit_of,
     scaling_rows,
     sequence_encoder_floor,
+    slope_figure,
     smallest_useful_d,
     spread_code,
     t_epsilon,
@@ -484,6 +486,11 @@ def test_measured_curve_has_the_bound_the_parameters_and_a_fit():
     mlp = measure_attention(N=5, d=2, d_head=2, heads=[1, 4], seeds=1, steps=50, mlp=True)
     assert mlp.parameters.tolist() == curve.parameters[:2].tolist()
     assert mlp.rows()[0]["kind"] == "mlp"
+    doubled = replace(curve, d=4, slope=5 * curve.slope)
+    figure = slope_figure([curve, doubled, replace(curve, slope=None)], "slopes")
+    trained, guaranteed, quadratic, cubic = (line["y"] for line in figure["data"])
+    assert (trained, guaranteed) == ([curve.slope, 5 * curve.slope], [2, 4])
+    assert (quadratic[1], cubic[1]) == (4 * curve.slope, 8 * curve.slope)
 
 
 def test_line_before_saturation_leaves_saturated_points_out():

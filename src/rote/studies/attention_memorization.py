@@ -297,7 +297,7 @@ def _zen_words() -> list[str]:
 def _trained(context: StudyContext) -> None:
     import plotly.graph_objects as go
 
-    from rote.theory.attention import log_log_exponent, measure_attention, trained_figure
+    from rote.theory.attention import log_log_exponent, measure_attention, slope_figure, trained_figure
 
     seeds = [derive_seed(context.seed, "narrow", i) for i in range(REPEATS)]
     narrow = measure_attention(N=10, d=2, d_head=2, heads=HEADS, seeds=seeds, steps=STEPS)
@@ -311,6 +311,7 @@ def _trained(context: StudyContext) -> None:
     context.table("trained", [row for curve in [*curves, mlp] for row in curve.rows()])
     context.figure("trained_d2", go.Figure(trained_figure([narrow, mlp], "Look-up of 100 contexts, N = 10, S = 2")))
     context.figure("trained_d", go.Figure(trained_figure(wide, "Look-up of 400 contexts, N = 20, S = 2")))
+    context.figure("slopes", go.Figure(slope_figure(wide, "What a trained head stores, N = 20, S = 2")))
     margin = min(float((curve.mean_accuracy - curve.bound).min()) for curve in curves)
     context.claim(
         "above_bound",

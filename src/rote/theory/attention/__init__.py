@@ -19,7 +19,7 @@ _HOMES = {
     "distribution_memory": ("DistributionMemory", "build_attention_distribution"),
     "encoder": ("EncoderFloor", "floored", "sequence_encoder_floor"),
     "facts": ("Facts", "facts_from_rows", "facts_from_text", "read_facts"),
-    "figures": ("floor_figure", "scaling_figure", "trained_figure"),
+    "figures": ("floor_figure", "scaling_figure", "slope_figure", "trained_figure"),
     "lookup_bound": ("LookupBound", "coherence", "lookup_encoder", "smallest_useful_d", "theorem2"),
     "measurement": ("AttentionCurve", "line_before_saturation", "log_log_exponent", "lookup_task", "measure_attention"),
     "model": (

@@ -61,6 +61,22 @@ def trained_figure(curves: Sequence[AttentionCurve], title: str) -> dict[str, An
     return _figure(data, title, "parameters", "accuracy over all contexts")
 
 
+def slope_figure(curves: Sequence[AttentionCurve], title: str) -> dict[str, Any]:
+    """Associations a trained head adds, against d = d_h (the paper's figure 2), beside the d_h that are guaranteed and
+    the quadratic and cubic growth the paper sees, both through the first point. Curves without a slope are left out."""
+    points = [(curve.d, curve.slope) for curve in curves if curve.slope is not None]
+    x = [d for d, _ in points]
+    data = [
+        _line(x, [slope for _, slope in points], "trained: associations a head") | {"mode": "lines+markers"},
+        _line(x, x, "guaranteed: d_h a head (Theorem 1)", dash="dash"),
+    ]
+    for power, name in ((2, "quadratic"), (3, "cubic")):
+        data += [_line(x, [slope * (d / x[0]) ** power for d in x], name, dash="dot") for _, slope in points[:1]]
+    found = _figure(data, title, "d = d_h", "associations a head")
+    found["layout"]["xaxis"]["type"] = found["layout"]["yaxis"]["type"] = "log"
+    return found
+
+
 def floor_figure(rows: Sequence[dict[str, float]], title: str) -> dict[str, Any]:
     """KL against d: the best sequence encoder, the built Transformer, trained ones. Rows: d, floor, built, trained."""
     x = [row["d"] for row in rows]
