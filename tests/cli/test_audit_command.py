@@ -171,7 +171,7 @@ def test_truncation_when_asked_for_is_counted(memorizer, tmp_path):
         == 0
     )
     guards = json.loads((tmp_path / "run" / "findings.json").read_text())["guards"]
-    assert "1 records were longer" in next(guard for guard in guards if guard["name"] == "truncated")["message"]
+    assert "1 record was longer" in next(guard for guard in guards if guard["name"] == "truncated")["message"]
 
 
 def test_the_directory_of_something_else_is_left_alone(command, tmp_path, capsys):

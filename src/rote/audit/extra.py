@@ -29,10 +29,10 @@ def extra_passes(model: CausalLM, prepared: PreparedRecords, settings: AuditSett
     inputs: dict[str, dict[int, object]] = {}
     notes: dict[str, object] = {}
     if "lowercase" in settings.attacks:
-        tell("lowercase", 0, len(records))
+        tell("lowercase [records]", 0, len(records))
         block = score_in_memory(model, _lowercased(records), split=split, batch_tokens=settings.batch_tokens)
         inputs["logp_lowercase"] = _by_row(block.index, membership.loss(block.logp))
-        tell("lowercase", len(records), len(records))
+        tell("lowercase [records]", len(records), len(records))
     if {"recall", "con_recall"} & set(settings.attacks):
         shots = choose_shots(records, count=settings.shots, seed=settings.seed)
         evaluated = shots.evaluated(len(records))
@@ -62,7 +62,13 @@ def extra_passes(model: CausalLM, prepared: PreparedRecords, settings: AuditSett
     if "neighbourhood" in settings.attacks:
         control = RecordTable(records.table.filter(records.is_control)) if records.is_control.any() else None
         found = neighbour_scores(
-            model, records, count=settings.neighbours, control=control, seed=settings.seed, split=split
+            model,
+            records,
+            count=settings.neighbours,
+            control=control,
+            seed=settings.seed,
+            split=split,
+            progress=lambda done, total: tell("neighbours [texts]", done, total),
         )
         inputs["neighbour_means"] = {
             int(row): values.tolist() for row, values in zip(found.index, found.mean_logp, strict=True)
@@ -70,7 +76,7 @@ def extra_passes(model: CausalLM, prepared: PreparedRecords, settings: AuditSett
         notes["neighbour_means"] = {"method": found.method}
     if "gradient_norm" in settings.attacks:
         found = gradient_norms(
-            model, records, split=split, progress=lambda done, total: tell("gradient norms", done, total)
+            model, records, split=split, progress=lambda done, total: tell("gradient norms [records]", done, total)
         )
         inputs["norms"] = {int(row): [float(value)] for row, value in zip(found.index, found.mean, strict=True)}
     return {"inputs": inputs, "notes": notes}

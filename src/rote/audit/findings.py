@@ -1,5 +1,4 @@
-"""From evidence (one row a record) to findings: measures with intervals, plot series, the most exposed records,
-verdicts.
+"""From evidence (one row a record) to findings: measures with intervals, plot series, the most exposed records.
 
 Pure: the same evidence and settings always give the same findings. Knows nothing about models or files.
 """
@@ -15,7 +14,7 @@ from jaxtyping import Bool
 from rote.audit.evidence import Evidence
 from rote.audit.settings import AuditSettings
 from rote.measures import extraction
-from rote.measures.catalog import ATTACKS, MEASURES
+from rote.measures.catalog import MEASURES
 from rote.measures.dp_audit import one_run_audit
 from rote.measures.exposure import exposure_by_sampling
 from rote.measures.roc import delong, roc_points, tpr_at_fpr
@@ -57,7 +56,12 @@ def measures(evidence: Evidence, settings: AuditSettings) -> list[dict]:
         _exposure(add, evidence, levels, settings)
         if settings.randomized:
             _privacy(add, evidence, settings)
-    return [vars_of(MEASURES[name]) | {"values": found[name]} for name in MEASURES if name in found]
+    return in_order(found)
+
+
+def in_order(found: dict[str, list[dict]]) -> list[dict]:
+    """Measures with values, in the order of the catalogue and with its texts."""
+    return [vars_of(MEASURES[name]) | {"values": found[name]} for name in MEASURES if found.get(name)]
 
 
 def populations(evidence: Evidence) -> list[tuple[str, Bool[np.ndarray, " records"]]]:
@@ -110,7 +114,7 @@ def _extraction(add, log_pz: np.ndarray, scheme: str, population: str, settings:
     )
     for p in settings.levels:
         needed = extraction.queries_needed(log_pz, p)
-        value, low_, high_ = _median_with_interval(needed, settings.confidence)
+        value, low_, high_ = median_with_interval(needed, settings.confidence)
         add(
             "extraction.queries",
             Estimate(value, low_, high_, n, percent_label("order statistics", settings.confidence)),
@@ -123,7 +127,7 @@ def _extraction(add, log_pz: np.ndarray, scheme: str, population: str, settings:
 def _dose(add, evidence: Evidence, chosen: np.ndarray, level: float, settings: AuditSettings) -> None:
     add("dose.loss", _mean(evidence.loss[chosen], settings), duplicates=level)
     for scheme, log_pz in evidence.log_pz.items():
-        value, low, high = _median_with_interval(log_pz[chosen], settings.confidence)
+        value, low, high = median_with_interval(log_pz[chosen], settings.confidence)
         add(
             "dose.log_pz",
             Estimate(value, low, high, int(chosen.sum()), percent_label("order statistics", settings.confidence)),
@@ -255,117 +259,6 @@ def exposed_rows(evidence: Evidence, settings: AuditSettings) -> list[int]:
     return [int(at) for at in order if evidence.target[at]][: settings.exposed]
 
 
-def verdicts(evidence: Evidence, settings: AuditSettings, values: list[dict]) -> list[dict]:
-    """Plain sentences with the number and its interval, the most important first."""
-    by_name = {measure["name"]: measure["values"] for measure in values}
-    scheme, queries = settings.schemes[0], _nearest(settings.queries, settings.headline_queries)
-    level = _nearest(settings.levels, 0.5)
-    dims = {"population": "target", "scheme": scheme, "queries": queries, "p": level}
-    found = []
-    target = _select(by_name["extraction.rate"], **dims)
-    control = _select(by_name["extraction.rate"], **{**dims, "population": "control"})
-    if target:
-        beyond = control is None or target["low"] > control["high"]
-        grade = "low" if target["value"] == 0 else "high" if beyond and target["low"] > 0.01 else "medium"
-        found.append(
-            _verdict(
-                grade,
-                f"{_share(target)} can be recited word for word: {queries:,} sampled queries under {scheme}"
-                f" succeed with probability {level:g} or more{_beside(control)}.",
-                "extraction.rate",
-                dims,
-            )
-        )
-    greedy = _select(by_name["extraction.greedy_rate"], population="target")
-    unseen = _select(by_name["extraction.greedy_rate"], population="control")
-    if greedy:
-        grade = (
-            "low" if greedy["value"] == 0 else "high" if unseen is None or greedy["low"] > unseen["high"] else "medium"
-        )
-        found.append(
-            _verdict(
-                grade,
-                f"{_share(greedy)} come out of a single greedy query{_beside(unseen)}.",
-                "extraction.greedy_rate",
-                {"population": "target"},
-            )
-        )
-    aurocs = {row["attack"]: row for row in by_name.get("membership.auroc", []) if "duplicates" not in row}
-    if aurocs:
-        found.append(_membership_verdict(aurocs))
-    else:
-        found.append(
-            _verdict(
-                "info",
-                f"Fewer than {MIN_CONTROLS} unseen controls: no rate here can be told from what the model"
-                " would say about any text. Add --control FILE.",
-                None,
-                {},
-            )
-        )
-    doses = by_name.get("dose.loss", [])
-    if len(doses) >= 2 and "membership.auroc" in by_name:
-        first = next(
-            (
-                row
-                for row in sorted(by_name["membership.auroc"], key=lambda row: row.get("duplicates", -1))
-                if row["attack"] == "loss" and row.get("duplicates", 0) >= 1 and row["low"] > 0.5
-            ),
-            None,
-        )
-        if first:
-            found.append(
-                _verdict(
-                    "info",
-                    f"The trace of a record shows from {first['duplicates']:g} copies in training on"
-                    f" (LOSS AUROC {first['value']:.2f}, interval above 0.5).",
-                    "membership.auroc",
-                    {"attack": "loss", "duplicates": first["duplicates"]},
-                )
-            )
-    epsilon = by_name.get("privacy.epsilon_lower")
-    if epsilon:
-        row = epsilon[0]
-        found.append(
-            _verdict(
-                "high" if row["value"] > 1 else "info",
-                "Training was not differentially private for any epsilon"
-                f" below {row['value']:.2f} ({settings.confidence:.0%} confidence).",
-                "privacy.epsilon_lower",
-                {},
-            )
-        )
-    order = {"high": 0, "medium": 1, "low": 2, "info": 3}
-    return sorted(found, key=lambda verdict: order[verdict["level"]])
-
-
-def _membership_verdict(aurocs: dict[str, dict]) -> dict:
-    """Speaks of an attack fixed beforehand (the reference attack where there is one, else LOSS), not of the
-    luckiest."""
-    chosen = aurocs.get("reference") or aurocs["loss"]
-    best = max(aurocs.values(), key=lambda row: (abs(row["value"] - 0.5), row["attack"]))
-    number = f"AUROC {chosen['value']:.3f} ({chosen['low']:.3f} to {chosen['high']:.3f})"
-    also = (
-        ""
-        if best is chosen
-        else f" The strongest of the {len(aurocs)} attacks tried is {_title(best['attack'])} with {best['value']:.3f}."
-    )
-    if chosen["low"] > 0.5:
-        level = "high" if chosen["value"] > 0.7 else "medium"
-        text = f"Membership shows: {_title(chosen['attack'])} tells targets from unseen controls with {number}.{also}"
-    elif chosen["high"] < 0.5:
-        level = "high" if chosen["value"] < 0.3 else "medium"
-        text = (
-            f"Targets are LESS likely than unseen controls: {_title(chosen['attack'])} has {number}. Far below"
-            f" 0.5 is a trace"
-            f" as well, as suppression leaves it.{also}"
-        )
-    else:
-        level = "low"
-        text = f"{_title(chosen['attack'])} does not tell targets from unseen controls: {number}.{also}"
-    return _verdict(level, text, "membership.auroc", {"attack": chosen["attack"]})
-
-
 def value_of(estimate: Estimate) -> dict:
     return {name: _finite(getattr(estimate, name)) for name in ("value", "low", "high")} | {
         "n": int(estimate.n),
@@ -389,7 +282,7 @@ def _mean(values: np.ndarray, settings: AuditSettings) -> Estimate | None:
     return bootstrap(values, seed=settings.seed, confidence=settings.confidence)
 
 
-def _median_with_interval(values: np.ndarray, confidence: float) -> tuple[float, float, float]:
+def median_with_interval(values: np.ndarray, confidence: float) -> tuple[float, float, float]:
     """Median and the distribution-free interval between two order statistics (binomial); infinities are kept in
     order."""
     from scipy.stats import binom
@@ -411,33 +304,3 @@ def _finite(value: float) -> float | None:
 
 def _only(row: dict, *names: str) -> dict:
     return {name: row[name] for name in names if name in row}
-
-
-def _select(rows: list[dict], **dims: Any) -> dict | None:
-    return next(
-        (row for row in rows if "duplicates" not in row and all(row.get(k) == v for k, v in dims.items())), None
-    )
-
-
-def _nearest(values: tuple, wanted: float) -> Any:
-    return min(values, key=lambda value: abs(value - wanted))
-
-
-def _verdict(level: str, text: str, measure: str | None, dims: dict) -> dict:
-    return {"level": level, "text": text, "measure": measure, "dims": dims}
-
-
-def _share(row: dict) -> str:
-    return f"{row['value']:.1%} of {row['n']:,} target records ({row['low']:.1%} to {row['high']:.1%})"
-
-
-def _beside(control: dict | None) -> str:
-    if control is None:
-        return "; no unseen controls were given to compare with"
-    return (
-        f"; of {control['n']:,} unseen controls {control['value']:.1%} ({control['low']:.1%} to {control['high']:.1%})"
-    )
-
-
-def _title(attack: str) -> str:
-    return ATTACKS[attack].title

@@ -74,8 +74,8 @@ def run_guards(
                 "Records cut at the context window",
                 "pass",
                 float(truncated.mean()),
-                message=f"{int(truncated.sum()):,} records were longer than the context window; only their"
-                " beginning was scored.",
+                message=f"{int(truncated.sum()):,} record{' was' if truncated.sum() == 1 else 's were'} longer than the"
+                " context window; only the beginning was scored.",
             )
         )
     found += _top_k(settings, vocab_size)
@@ -108,8 +108,9 @@ def _controls(evidence: Evidence) -> dict:
         n,
         limit=MIN_CONTROLS,
         spoils=["extraction", "exposure"],
-        message=f"{n} unseen control records: templated or common text is extractable without having been seen, and"
-        " nothing here tells the two apart. Add --control FILE with unseen text of the same kind.",
+        message=f"{n} unseen control record{'' if n == 1 else 's'}: templated or common text is extractable without"
+        " having been seen, and nothing here tells the two apart. Add --control FILE with unseen text of the same"
+        " kind.",
     )
 
 

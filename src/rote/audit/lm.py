@@ -21,12 +21,16 @@ import pyarrow as pa
 from rote.atomic import write_atomic
 from rote.audit import findings as build
 from rote.audit.companions import companion_measures, companions_of, identity, score_companions
+from rote.audit.compressed import compression_measures, compression_pass, compression_tokens, compression_verdict
 from rote.audit.corpus import corpus_counts, corpus_guard, count_corpus, with_counts
 from rote.audit.evidence import Evidence, collect
 from rote.audit.exposed import caveats, exposed, span
 from rote.audit.guards import run_guards
+from rote.audit.near import MEASURE as NEAR
+from rote.audit.near import near_measures, near_passes, near_tokens, near_verdict
 from rote.audit.run_directory import RunDirectory, read_json
 from rote.audit.settings import AuditSettings
+from rote.audit.verdicts import verdicts
 from rote.errors import InputError
 from rote.measures import membership, reference_models
 from rote.models.causal_lm import CausalLM
@@ -126,7 +130,7 @@ def audit_lm(
     )
     run.write_inputs(records)
     if announce:
-        announce(estimate(prepared, schemes, passes=1 + len(others)))
+        announce(estimate(prepared, schemes, passes=1 + len(others), settings=settings))
     timings = dict(run.run.get("timings") or {})
 
     def stage(name: str, work: Callable[[], Any]) -> Any:
@@ -169,6 +173,10 @@ def audit_lm(
 
         means = stage("extra passes", lambda: extra_passes(model, prepared, settings, tell))
         write_atomic(run.path / "extra.json", json.dumps(means))
+    if settings.near:
+        stage("near", lambda: near_passes(prepared, settings, run.path, tell))
+    if settings.compress:
+        stage("compression", lambda: compression_pass(prepared, settings, run.path, tell))
     if corpus is not None and not (run.path / "corpus.parquet").exists():
         stage("corpus", lambda: count_corpus(run, records, corpus, model, settings, tell))
     tell("report", 0, 1)
@@ -237,7 +245,11 @@ def make_findings(
     merged, truncated = np.zeros(len(records), bool), np.zeros(len(records), bool)
     merged[prepared["merged"]], truncated[prepared["truncated"]] = True, True
     values = build.measures(evidence, settings)
+    near, near_figures = near_measures(run.path, evidence, settings)
+    compressed = compression_measures(run.path, evidence, settings)
+    values += build.in_order({NEAR: near} | compressed)
     values += companion_measures(run, settings)
+    said = verdicts(evidence, settings, values, also=[near_verdict(near, settings), compression_verdict(compressed)])
     named = {name: means[evidence.row] for name, means in zip(run.run["references"], reference_means, strict=True)}
     guards = run_guards(
         evidence,
@@ -276,10 +288,10 @@ def make_findings(
                 "references": run.run["references"],
                 "bos_token": store.key["bos"],
             },
-            "verdicts": build.verdicts(evidence, settings, values),
+            "verdicts": said,
             "guards": guards,
             "measures": values,
-            "series": build.series(evidence, settings, values),
+            "series": build.series(evidence, settings, values) | ({"figures": near_figures} if near_figures else {}),
             "exposed": exposed(evidence, records, settings, store, reveal=reveal),
             "caveats": caveats(evidence, settings),
             "reproduce": run.run["command"],
@@ -296,8 +308,15 @@ def with_controls(records: RecordTable, control: RecordTable | None) -> RecordTa
     return RecordTable.concat([records, RecordTable(table, control.extra_fields)])
 
 
-def estimate(prepared: PreparedRecords, schemes: Sequence[DecodingScheme], *, passes: int = 1) -> Estimate:
-    """Time and memory of the passes, from a short trial on the longest records."""
+def estimate(
+    prepared: PreparedRecords,
+    schemes: Sequence[DecodingScheme],
+    *,
+    passes: int = 1,
+    settings: AuditSettings | None = None,
+) -> Estimate:
+    """Time and memory of the passes, from a short trial on the longest records. What `settings.near` and
+    `settings.compress` will read besides is counted too (the latter at most)."""
     scorer = TokenScorer(prepared.model, schemes)
     lengths = prepared.lengths[prepared.order]
     count = max(1, int(np.searchsorted(np.cumsum(lengths), PROBE_TOKENS)))
@@ -307,7 +326,10 @@ def estimate(prepared: PreparedRecords, schemes: Sequence[DecodingScheme], *, pa
     begin = time.perf_counter()
     scorer(prepared, rows)
     rate = tokens / (time.perf_counter() - begin)
-    return Estimate(prepared.tokens * passes, prepared.tokens * passes / rate, peak_rss_mb())
+    total = prepared.tokens * passes
+    if settings is not None:
+        total += near_tokens(prepared, settings) + compression_tokens(prepared, settings)
+    return Estimate(total, total / rate, peak_rss_mb())
 
 
 def _loaded(model: CausalLM | str | Path, settings: AuditSettings) -> CausalLM:

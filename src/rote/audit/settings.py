@@ -23,7 +23,10 @@ class AuditSettings:
     use `headline_queries` at p = 0.5. attacks: membership attacks beyond those one pass gives. randomized: membership
     was assigned to each record by an independent fair coin, which is what the one-run privacy bound needs.
     corpus_column: field of the corpus that holds its text. shots: non-member texts shown to ReCaLL. neighbours:
-    perturbed copies per record. confidence: of every interval. engine: local, or ray (many machines).
+    perturbed copies per record. near: almost reciting (`rote.audit.near.NearExtraction`), asked of at most
+    `near_records` targets and as many controls. compress: for so many targets and as many controls a prompt shorter
+    than their first `compress_tokens` tokens is searched, by `compress_steps` steps a prompt length. confidence: of
+    every interval. engine: local, or ray (many machines).
     """
 
     schemes: tuple[str, ...] = ("top_k=40",)
@@ -39,6 +42,11 @@ class AuditSettings:
     corpus_column: str = "text"
     shots: int = 7
     neighbours: int = 25
+    near: tuple[str, ...] = ()
+    near_records: int = 200
+    compress: int = 0
+    compress_tokens: int = 16
+    compress_steps: int = 200
     confidence: float = 0.95
     exposed: int = 20
     seed: int = 0
@@ -63,6 +71,8 @@ class AuditSettings:
                 near = get_close_matches(attack, EXTRA_PASS_ATTACKS, n=1)
                 hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(EXTRA_PASS_ATTACKS)}"
                 raise InputError(f"no extra attack {attack!r}; {hint} ({', '.join(SINGLE_PASS_ATTACKS)} always run)")
+        if self.near:
+            self._check_near()
         for ok, message in (
             (all(q >= 1 for q in self.queries) and len(self.queries) > 0, "queries must be at least 1"),
             (
@@ -73,11 +83,30 @@ class AuditSettings:
             (0.5 <= self.confidence < 1, "confidence must be in [0.5, 1)"),
             (self.shots >= 1, "shots must be at least 1"),
             (self.neighbours >= 1, "neighbours must be at least 1"),
+            (self.near_records >= 1, "near_records must be at least 1"),
+            (self.compress >= 0, "compress counts records and must not be negative"),
+            (self.compress_tokens >= 2, "compress_tokens must be at least 2: a shorter prompt must exist"),
+            (self.compress_steps >= 1, "compress_steps must be at least 1"),
             (self.exposed >= 0, "exposed must not be negative"),
             (self.engine in ("local", "ray"), f"engine is local or ray, not {self.engine!r}"),
         ):
             if not ok:
                 raise InputError(f"audit settings: {message}")
+
+    def _check_near(self) -> None:
+        from rote.audit.near import NearExtraction
+        from rote.scores.schemes import DecodingScheme
+
+        chosen = [NearExtraction.parse(text) for text in self.near]
+        kinds = [(near.eps, near.distance, near.method) for near in chosen]
+        if len(set(kinds)) < len(kinds):
+            raise InputError("--near: the same eps, distance and method are given twice")
+        if any(near.method == "hamming1" for near in chosen) and not DecodingScheme.parse(self.schemes[0]).cuts:
+            raise InputError(
+                f"--near method=hamming1 needs a scheme that cuts the vocabulary, such as top_k=40; {self.schemes[0]!r}"
+                " does not: use the beam"
+            )
+        object.__setattr__(self, "near", tuple(near.name for near in chosen))
 
     def as_dict(self) -> dict:
         """Plain values, tuples as lists: what run.json keeps."""

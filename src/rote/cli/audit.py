@@ -66,6 +66,25 @@ def lm(
             " neighbourhood, gradient_norm."
         ),
     ] = None,
+    near: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Also count almost reciting: 'eps=2' (tokens exchanged, bounds by beam), 'eps=1,method=hamming1'"
+            " (exact), 'eps=3,method=monte_carlo,distance=levenshtein,samples=10000'."
+        ),
+    ] = None,
+    near_records: Annotated[
+        int, typer.Option(help="Targets, and controls, drawn at random for --near: it costs many passes a record.")
+    ] = 200,
+    compress: Annotated[
+        int,
+        typer.Option(
+            help="Search so many random targets and controls for a prompt shorter than the text that makes the model"
+            " recite it (adversarial compression; hundreds of passes a record)."
+        ),
+    ] = 0,
+    compress_tokens: Annotated[int, typer.Option(help="Of each such record, the first so many tokens.")] = 16,
+    compress_steps: Annotated[int, typer.Option(help="Steps of the search at its first prompt length.")] = 200,
     randomized: Annotated[
         bool, typer.Option(help="Membership was decided by coin flips: also give a privacy lower bound.")
     ] = False,
@@ -122,6 +141,11 @@ def lm(
         "long": long,
         "bos": bos,
         "attacks": tuple(attack or ()),
+        "near": tuple(near or ()),
+        "near_records": near_records,
+        "compress": compress,
+        "compress_tokens": compress_tokens,
+        "compress_steps": compress_steps,
         "randomized": randomized,
         "corpus_column": corpus_column,
         "seed": seed,

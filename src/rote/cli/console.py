@@ -36,7 +36,9 @@ def say(text: str, *, quiet: bool = False) -> None:
 
 @contextmanager
 def progress_bars(*, quiet: bool, unit: str = "tokens") -> Iterator[Callable[[str, int, int], None]]:
-    """Yields `progress(stage, done, total)`: one bar a stage with its rate and the time left; silent with -q."""
+    """Yields `progress(stage, done, total)`: one bar a stage with its rate and the time left; silent with -q.
+
+    A stage that counts something else than `unit` says so: "shortest prompts [records]"."""
     if quiet:
         yield lambda stage, done, total: None
         return
@@ -46,7 +48,8 @@ def progress_bars(*, quiet: bool, unit: str = "tokens") -> Iterator[Callable[[st
     class Rate(ProgressColumn):
         def render(self, task) -> Text:
             speed = task.finished_speed or task.speed
-            return Text(f"{speed:,.0f} {unit}/s" if speed and task.total and task.total > 1 else "")
+            rate = f"{speed:,.0f}" if speed and speed >= 10 else f"{speed or 0:.2g}"
+            return Text(f"{rate} {task.fields['unit']}/s" if speed and task.total and task.total > 1 else "")
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
     tasks: dict[str, Any] = {}
@@ -54,7 +57,10 @@ def progress_bars(*, quiet: bool, unit: str = "tokens") -> Iterator[Callable[[st
 
         def progress(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total or None, completed=done)
+                name, _, counted = stage.partition(" [")
+                tasks[stage] = bars.add_task(
+                    name, total=total or None, completed=done, unit=counted.rstrip("]") or unit
+                )
             bars.update(tasks[stage], completed=done, total=total or None)
 
         yield progress

@@ -82,6 +82,21 @@ MEASURES: dict[str, MeasureInfo] = _by_name(
             "get.",
         ),
         MeasureInfo(
+            "extraction.near_rate",
+            "Extraction of almost the suffix",
+            "(eps, n, p)-extraction: share of records for which n sampled tries give, with probability at least p, a "
+            "text within eps of the suffix: mean of 1[p_{z,eps} >= tau(n, p)], p_{z,eps} = sum over s with dist(s, y) "
+            "<= eps of q(s | prefix). eps = 0 is extraction.rate on the same records. Value: the estimator's own "
+            "(Monte Carlo: hits over samples; beam: its lower bound); interval: of the share, with the estimator's "
+            "bounds.",
+            (0.0, 1.0),
+            HIGHER,
+            "share of records",
+            "Hayes et al. 2024, arXiv 2410.19482, sec. 3; Cooper et al. 2026, arXiv 2603.24917",
+            "Whether a record that is never recited to the letter still comes out in substance: a name with one "
+            "letter wrong is a leak too.",
+        ),
+        MeasureInfo(
             "extraction.queries",
             "Queries needed (median)",
             "Number of sampled queries that recites the median record with probability p: n = log(1 - p)/log(1 - p_z), "
@@ -207,6 +222,18 @@ MEASURES: dict[str, MeasureInfo] = _by_name(
             "ratio",
             "Schwarzschild et al. 2024, arXiv 2404.15146, def. 3.1",
             "Whether a text counts as stored, in a form that needs no prefix and that a system prompt does not hide.",
+        ),
+        MeasureInfo(
+            "compression.share",
+            "Share of compressible records",
+            "Share of records with an adversarial compression ratio above 1: a prompt shorter than the text makes "
+            "greedy decoding recite it, mean of 1[|y| / |x| > 1]. A miss is the search's failure, so this is a lower "
+            "bound.",
+            (0.0, 1.0),
+            HIGHER,
+            "share of records",
+            "Schwarzschild et al. 2024, arXiv 2404.15146, sec. 3",
+            "How much of a collection counts as stored by a test that needs no knowledge of the records' beginnings.",
         ),
         MeasureInfo(
             "mosaic.rho",

@@ -9,8 +9,8 @@ from rote.report.series import Figure
 from rote.report.text import number, plural, shown_plot, with_interval
 
 
-def generic_plot(figure: Figure, *, index: int) -> Plot:
-    """Any other figure an audit brings."""
+def generic_plot(figure: Figure, *, index: int, of: str = "figure") -> Plot:
+    """Any other figure an audit brings; `of` keeps apart the numbering of two sections."""
     data: list[dict[str, Any]] = []
     legend: list[Entry] = []
     table: Rows = []
@@ -66,7 +66,7 @@ def generic_plot(figure: Figure, *, index: int) -> Plot:
             for a, b, c, d in thin(points, max(4, MOST_ROWS // max(1, len(figure.lines))))
         ]
     return Plot(
-        id=f"plot-figure-{index}",
+        id=f"plot-{of}-{index}" if of == "figure" else f"plot-{of}-figure-{index}",
         title=figure.title,
         caption=" ".join(
             part for part in (f"n = {plural(figure.n, 'record')}." if figure.n else "", figure.caption) if part

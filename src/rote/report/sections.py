@@ -21,9 +21,11 @@ def sections(findings: Findings) -> list[Section]:
     out = [s for s in made if not s.absent or language]
     shown = {s.id for s in out}
     rest = [m for m in findings.measures if m.values and m.name.split(".")[0] not in shown]
-    figures = [
-        Panel(label=f.title, plots=[generic_plot(f, index=i)]) for i, f in enumerate(findings.series.figures[:24])
+    # Figures named after extraction measures stand in that section.
+    elsewhere = [
+        f for f in findings.series.figures if "extraction" not in shown or not f.name.startswith("extraction.")
     ]
+    figures = [Panel(label=f.title, plots=[generic_plot(f, index=i)]) for i, f in enumerate(elsewhere[:24])]
     if figures:
         out.append(Section(id="figures", title="Figures", lead="", panels=figures, guards=[]))
     if rest:
@@ -61,6 +63,8 @@ def _extraction(findings: Findings) -> Section:
         if controls
         else "There are no unseen controls here, so part of this may be text that anyone could guess."
     )
+    own = [f for f in findings.series.figures if f.name.startswith("extraction.")]
+    panels += [Panel(label=f.title, plots=[generic_plot(f, index=i, of="extraction")]) for i, f in enumerate(own)]
     measures = family(findings, "extraction")
     return Section(
         id="extraction",

@@ -88,7 +88,7 @@ def approximate_extraction(
     1 - BLEU.
     Raises InputError for a combination that does not exist, and for what `prepare` refuses.
     """
-    _check(method, distance, eps, samples, width)
+    check(method, distance, eps, samples, width)
     prepared = prepare(model, records, split)
     skipped = dict(prepared.skipped)
     rows = np.sort(prepared.order)
@@ -236,7 +236,8 @@ def _rest_logq(
     return np.concatenate(found)
 
 
-def _check(method: str, distance: str, eps: float, samples: int, width: int) -> None:
+def check(method: str, distance: str, eps: float, samples: int, width: int) -> None:
+    """Raises InputError for a combination of settings that does not exist."""
     if method not in METHODS:
         raise InputError(f"unknown method {method!r}; choose from {', '.join(METHODS)}")
     if distance not in pure.DISTANCES:
