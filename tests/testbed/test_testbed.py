@@ -216,6 +216,12 @@ def test_reported_losses_are_the_models_own(bed, tables):
         if row["arm"] == "perturbed":
             chosen = bed.duplicates == row["duplicates"]
             assert row["exact_match"] == pytest.approx(greedy[chosen, 8:].all(1).mean())
+    rows = torch.from_numpy(bed.unseen.astype(np.int64))  # as in the stream: nothing in front, the first one is given
+    with torch.no_grad():
+        logits = model(input_ids=rows[:, :-1]).logits
+    expected = float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten()).exp())
+    (unseen,) = [row for row in tables["unseen"] if row["arm"] == "perturbed"]
+    assert unseen["perplexity"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_verbatim_by_teacher_forcing_is_what_generation_recites(bed, tables):

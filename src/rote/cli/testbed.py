@@ -131,7 +131,11 @@ def build(
 def train(
     bed_path: BedPath,
     arms: Annotated[
-        str, typer.Option(help="standard, perturbed, early:0-25, late:75-100, NAME:A-B, dilute:xN; comma-separated.")
+        str,
+        typer.Option(
+            help="standard, perturbed, early:0-25, late:75-100, NAME:A-B, dilute:xN, half:K (a random half of the"
+            " texts), mosaic:R (R tokens exchanged in all copies but one); comma-separated."
+        ),
     ] = "standard,perturbed",
     workers: Annotated[int | None, typer.Option(help="Arms trained at a time (default: CPU cores).")] = None,
     json_: Json = False,
@@ -161,8 +165,12 @@ def report(
         str | None, typer.Option(help="Arms to report, comma-separated (default: all that are trained).")
     ] = None,
     metrics: Annotated[
-        str, typer.Option(help="Some of ll, generate, mia, choice, unlearning.")
-    ] = "ll,generate,mia,choice,unlearning",
+        str | None,
+        typer.Option(
+            help="Some of ll, generate, mia, choice, unlearning, counterfactual, mosaic (default: all that the arms"
+            " allow)."
+        ),
+    ] = None,
     prefix: Annotated[
         int | None, typer.Option(help="Tokens given before the part to recite (default: half a text).")
     ] = None,
@@ -172,7 +180,8 @@ def report(
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Dose-response, verbatim recall, membership inference, personal data and unlearning of the trained arms."""
+    """Dose-response, verbatim recall, membership, personal data, unlearning of the trained arms; counterfactual
+    memorization (half:K arms) and the worth of altered copies (mosaic:R arms)."""
     import csv
 
     from rote.report import dump, parse, print_findings, write_report
@@ -185,7 +194,7 @@ def report(
     result = report_bed(
         bed,
         arms=names,
-        metrics=[metric.strip() for metric in metrics.split(",")],
+        metrics=[metric.strip() for metric in metrics.split(",")] if metrics else None,
         prefix=prefix,
         progress=lambda text: say(f"  {text}", quiet=quiet or json_),
     )

@@ -13,7 +13,7 @@ Source: Wei et al. 2025, "Hubble", arXiv 2510.19811, section 3 (insertion), and 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -28,6 +28,8 @@ from rote.errors import InputError
 HUBBLE_WEIGHTS: Mapping[int, float] = {0: 28, 1: 10, 4: 10, 16: 5, 64: 2, 256: 1}
 
 Mode = Literal["splice", "seq_start"]
+#: (probe, copy) -> the tokens to plant there, or None to withhold the copy.
+Content = Callable[[int, int], "Int[np.ndarray, ' length'] | None"]
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,7 @@ def plant(
     window: tuple[float, float] = (0.0, 1.0),
     mode: Mode = "splice",
     seed: int = 0,
+    content: Content | None = None,
 ) -> list[Copy]:
     """Plant `duplicates[i]` copies of `probes[i]` into `stream`, in place (a memory map works), and return the log.
 
@@ -166,6 +169,8 @@ def plant(
         probes: token ids of each text, ending in `eos_id` (end-of-text belongs to the copy).
         duplicates: copies per text, d_i >= 0.
         window: share of training (lo, hi) in which copies may stand.
+        content: what stands in the place of copy `c` of probe `i`: `content(i, c)`, as many tokens as the probe has (an
+            altered copy), or None (the copy is withheld: its sequence stays as it was). The places do not depend on it.
     Raises: InputError for a text longer than a sequence or without end-of-text, or when the window holds fewer than M
         sequences.
     """
@@ -197,10 +202,14 @@ def plant(
     copies = np.concatenate([np.arange(d) for d in duplicates]) if total else np.zeros(0, dtype=np.int64)
     log: list[Copy] = []
     for record, copy, slot in zip(records.tolist(), copies.tolist(), slots.tolist(), strict=True):
-        probe = np.asarray(probes[record], dtype=stream.dtype)
+        written = probes[record] if content is None else content(record, copy)
+        probe = np.asarray(probes[record] if written is None else written, dtype=stream.dtype)
+        if len(probe) != len(probes[record]):
+            raise InputError(f"copy {copy} of probe text {record} has {len(probe)} tokens, not {len(probes[record])}")
         if mode == "seq_start":
-            stream[slot, : len(probe)] = probe
-            log.append(Copy(record, copy, slot, 0, 0, 0, len(probe)))
+            if written is not None:
+                stream[slot, : len(probe)] = probe
+                log.append(Copy(record, copy, slot, 0, 0, 0, len(probe)))
             continue
         sequence = np.array(stream[slot])
         starts = segment_starts(sequence, eos_id=eos_id)
@@ -208,6 +217,8 @@ def plant(
         start = int(starts[gap])
         drawn = int(rng.integers(len(probe)))
         offset = splice_offset(gap=gap, drawn=drawn, start=start, length=len(probe), sequence_length=width)
+        if written is None:
+            continue  # after its draws, so that every other copy stands where it would
         stream[slot] = splice(sequence, probe, start=start, offset=offset)
         log.append(Copy(record, copy, slot, gap, offset, start - offset, len(probe)))
     return log

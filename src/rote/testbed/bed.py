@@ -18,6 +18,7 @@ from jaxtyping import Int
 from rote.errors import InputError
 from rote.records.generators import Biography
 from rote.records.planting import HUBBLE_WEIGHTS, Copy, Mode, pack, plant
+from rote.testbed.contrasts import contents
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -150,9 +151,13 @@ class Bed:
         )
 
     def planted_stream(
-        self, *, window: tuple[float, float] | None, dilution: int = 1
+        self, *, window: tuple[float, float] | None, dilution: int = 1, half: int | None = None, replaced: int = 0
     ) -> tuple[Int[np.ndarray, "sequences tokens"], list[Copy]]:
-        """The stream an arm trains on, and its log of copies (window None: the standard arm, no copies)."""
+        """The stream an arm trains on, and its log of copies (window None: the standard arm, no copies).
+
+        half: withhold all copies of the probes outside that half (`rote.testbed.contrasts.half_of`). replaced: tokens
+        exchanged in every copy but a probe's first. Neither moves any other copy.
+        """
         stream = self.clean_stream(dilution)
         if window is None:
             return stream, []
@@ -166,6 +171,7 @@ class Bed:
             window=window,
             mode=settings.mode,
             seed=settings.seed,
+            content=contents(self, half=half, replaced=replaced),
         )
         return stream, log
 

@@ -82,6 +82,31 @@ def to_findings(bed: Bed, result: BedReport) -> dict:
                 ],
             )
         )
+    if rows := result.tables.get("counterfactual"):
+        values = [
+            {
+                **{"value": r["memorization"], "low": r["low"], "high": r["high"], "n": r["n"]},
+                "interval": "bootstrap over texts 95%",
+                "duplicates": r["duplicates"],
+                "models": r["models"],
+            }
+            for r in rows
+        ]
+        measures.append(measure("memorization.counterfactual", values))
+        figures.append(_counterfactual_figure(rows))
+    if rows := result.tables.get("mosaic"):
+        values = [
+            {
+                **{"value": r["rho"], "low": r["low"], "high": r["high"], "n": r["n"]},
+                "interval": "bootstrap over texts 95%",
+                "replaced": r["replaced"],
+                "n_dup": r["n_dup"],
+                "extrapolated": r["extrapolated"],
+            }
+            for r in rows
+        ]
+        measures.append(measure("mosaic.rho", values))
+        figures.append(_mosaic_figure(rows))
     guards = [{**guard, "spoils": list(guard["spoils"])} for guard in result.tables.get("blind", [])]
     duplicates = bed.duplicates
     return {
@@ -140,8 +165,75 @@ def _dose_figure(rows: list[dict], arms: Sequence[str]) -> dict:
     }
 
 
+def _counterfactual_figure(rows: list[dict]) -> dict:
+    line = {
+        "name": "texts",
+        "x": [str(r["duplicates"]) for r in rows],
+        "y": [r["memorization"] for r in rows],
+        "low": [r["low"] for r in rows],
+        "high": [r["high"] for r in rows],
+    }
+    return {
+        "name": "counterfactual",
+        "title": "Counterfactual memorization by number of copies",
+        "x": {"label": "copies in training"},
+        "y": {"label": "accuracy with the text minus without it"},
+        "lines": [line],
+        "n": sum(r["n"] for r in rows),
+        "caption": f"{rows[0]['models']} models, each trained on a random half of the texts; band: 95% bootstrap"
+        " interval over texts. Texts with 0 copies are a placebo: drawn into halves, never planted.",
+    }
+
+
+def _mosaic_figure(rows: list[dict]) -> dict:
+    lines = [
+        {
+            "name": f"{n_dup} copies, one exact",
+            "x": [r["replaced"] for r in rows if r["n_dup"] == n_dup],
+            "y": [r["rho"] for r in rows if r["n_dup"] == n_dup],
+            "low": [r["low"] for r in rows if r["n_dup"] == n_dup],
+            "high": [r["high"] for r in rows if r["n_dup"] == n_dup],
+        }
+        for n_dup in sorted({r["n_dup"] for r in rows})
+    ]
+    return {
+        "name": "mosaic",
+        "title": "What an altered copy is worth, in exact copies",
+        "x": {"label": "tokens exchanged in each altered copy"},
+        "y": {"label": "rho (0 = nothing, 1 = an exact copy)"},
+        "lines": lines,
+        "n": sum(r["n"] for r in rows if r["replaced"] == rows[0]["replaced"]),
+        "caption": "Band: 95% bootstrap interval over texts.",
+    }
+
+
 def _verdicts(result: BedReport) -> list[dict]:
     found = []
+    planted = [row for row in result.tables.get("counterfactual", []) if row["duplicates"]]
+    if shown := [row for row in planted if row["low"] is not None and row["low"] > 0]:
+        row = min(shown, key=lambda r: r["duplicates"])
+        copies = f"{row['duplicates']} cop{'y' if row['duplicates'] == 1 else 'ies'}"
+        found.append(
+            {
+                "level": "medium",
+                "measure": "memorization.counterfactual",
+                "dims": {"duplicates": row["duplicates"]},
+                "text": f"Training on {copies} of a text raises the share of its tokens that the model gets right by"
+                f" {row['memorization']:.1%} ({row['low']:.1%} to {row['high']:.1%}; {row['n']} texts, {row['models']}"
+                " models).",
+            }
+        )
+    for row in result.tables.get("mosaic", [])[:1]:
+        found.append(
+            {
+                "level": "info",
+                "measure": "mosaic.rho",
+                "dims": {"replaced": row["replaced"], "n_dup": row["n_dup"]},
+                "text": f"A copy with {row['replaced']} token{'' if row['replaced'] == 1 else 's'} exchanged is worth"
+                f" {row['rho']:.2f} exact copies ({row['low']:.2f} to {row['high']:.2f}; {row['n_dup']} copies a text,"
+                f" one of them exact, {row['n']} texts).",
+            }
+        )
     recited = [row for row in result.tables.get("verbatim", []) if row["arm"] == "perturbed" and row["duplicates"]]
     majority = [row for row in recited if row["exact_match"] >= 0.5]
     if majority:

@@ -3,7 +3,7 @@
     LL per byte = sum_t log p(x_t | <|endoftext|>, x_<t) / UTF-8 bytes of x
     verbatim    = greedy tokens equal the text from token P on, decided by teacher forcing (no generation needed)
 
-Every text is scored behind one end-of-text token, as it stands behind one in the stream; all its tokens are predicted.
+Every probe is scored behind one end-of-text token, as it stands behind one in the stream; all its tokens are predicted.
 Every number carries its n and an interval, and stands beside the texts with zero copies and beside the standard arm.
 
 Knows the bed, the scores and the measures; draws nothing. Source: Wei et al. 2025, "Hubble", arXiv 2510.19811, sections
@@ -27,6 +27,7 @@ from rote.records.generators import unlearning_splits
 from rote.runtime import threads, threads_for_width
 from rote.testbed.bed import Bed
 from rote.testbed.choice import choice_table
+from rote.testbed.contrast_tables import counterfactual_tables, mosaic_table
 from rote.testbed.scoring import load_arm, mean_nll, score_ids, score_texts, trained_arms
 from rote.testbed.train import parse_arm
 from rote.testbed.unlearning import METHODS, UnlearningConfig, unlearn
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
     from rote.models.causal_lm import CausalLM
     from rote.scores.table import TokenScores
 
-METRICS = ("ll", "generate", "mia", "choice", "unlearning")
+METRICS = ("ll", "generate", "mia", "choice", "unlearning")  # of every bed
+CONTRASTS = ("counterfactual", "mosaic")  # of beds with the arms half:K or mosaic:R
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def report(
     bed: Bed,
     *,
     arms: Sequence[str] | None = None,
-    metrics: Sequence[str] = METRICS,
+    metrics: Sequence[str] | None = None,
     prefix: int | None = None,
     forget_levels: Sequence[int] | None = None,
     unlearning: UnlearningConfig | None = None,
@@ -63,17 +65,22 @@ def report(
     Args:
         arms: names; all finished arms by default.
         metrics: among ll, generate, mia, choice (needs biographies), unlearning (needs the arms standard and
-            perturbed).
+            perturbed), counterfactual (half:K and its other half), mosaic (perturbed and mosaic:R); by default all that
+            the arms allow.
         prefix: tokens given before the part to be recited; half of each text by default.
         forget_levels: numbers of copies whose texts are split into Forget and Keep; the highest two by default.
     Raises: InputError for an unknown metric or an arm that is not trained.
     """
-    for metric in metrics:
-        if metric not in METRICS:
-            raise InputError(f"unknown metric {metric!r}; use some of {', '.join(METRICS)}")
+    for metric in metrics or ():
+        if metric not in METRICS + CONTRASTS:
+            raise InputError(f"unknown metric {metric!r}; use some of {', '.join(METRICS + CONTRASTS)}")
     names = list(arms) if arms is not None else trained_arms(bed)
     if not names:
         raise InputError(f"{bed.path} has no trained arm: run `rote testbed train {bed.path}` first")
+    if metrics is None:
+        chosen = [parse_arm(name, window=bed.settings.window) for name in names]
+        have = (any(arm.half is not None for arm in chosen), any(arm.replaced for arm in chosen))
+        metrics = METRICS + tuple(metric for metric, there in zip(CONTRASTS, have, strict=True) if there)
     with threads(threads_for_width(bed.settings.width)):
         tables = _tables(bed, names, metrics, prefix, forget_levels, unlearning, progress or (lambda text: None))
     return BedReport(bed.fingerprint, tuple(names), tables)
@@ -88,6 +95,14 @@ def _tables(bed: Bed, names, metrics, prefix, forget_levels, unlearning, say) ->
         say(f"scoring {name}")
         scores[name] = score_texts(model, texts)
     tables: dict[str, list[dict]] = {}
+    if "counterfactual" in metrics:
+        tables |= counterfactual_tables(bed, scores)
+    if "mosaic" in metrics:
+        tables["mosaic"] = mosaic_table(bed, scores)
+    # In the contrast arms a number of copies does not mean what it says: they stay out of the other tables.
+    plain = [name for name, arm in chosen.items() if arm.half is None and not arm.replaced]
+    scores = {name: scores[name] for name in plain}
+    models = {name: models[name] for name in plain}
     if "ll" in metrics:
         tables["dose_response"] = dose_response(bed, scores)
         tables["unseen"] = unseen_table(bed, models)
@@ -99,7 +114,7 @@ def _tables(bed: Bed, names, metrics, prefix, forget_levels, unlearning, say) ->
     if "choice" in metrics and bed.people:
         say("asking for personal data")
         tables["choice"] = [row for name, model in models.items() for row in choice_table(bed, name, model)]
-    if "unlearning" in metrics and {"standard", "perturbed"} <= set(names):
+    if "unlearning" in metrics and {"standard", "perturbed"} <= set(plain):
         say("unlearning")
         tables["unlearning"] = unlearning_table(bed, models, levels=forget_levels, config=unlearning)
     return tables
@@ -139,12 +154,20 @@ def dose_response(bed: Bed, scores: Mapping[str, TokenScores]) -> list[dict]:
 
 
 def unseen_table(bed: Bed, models: Mapping[str, CausalLM]) -> list[dict]:
-    """Perplexity of each arm on passages that no arm ever saw, exp(mean NLL per token)."""
+    """Perplexity of each arm on passages that no arm ever saw, exp(mean NLL per token).
+
+    They are rows of the packed stream, which begin in mid-document, and are scored as such: with nothing in front of
+    them. (Behind an end-of-text token the perturbed arm would seem the better model: it has seen that planted passages,
+    cut from the middle of texts, follow one.)
+    """
+    from rote.models.causal_lm import CausalLM
+
     if not len(bed.unseen):
         return []
     rows = []
     for arm, model in models.items():
-        interval = bootstrap(mean_nll(score_ids(model, bed.unseen.tolist())), seed=bed.settings.seed)
+        bare = CausalLM(model.hf, model.tokenizer, name=model.name, fingerprint=model.fingerprint, bos="never")
+        interval = bootstrap(mean_nll(score_ids(bare, bed.unseen.tolist())), seed=bed.settings.seed)
         rows.append(
             {
                 "arm": arm,

@@ -3,6 +3,8 @@
     standard            no copies                                perturbed     copies over the bed's own window
     early:0-25          copies in that percentage of training    late:75-100   (any name:A-B)
     dilute:x2           the same copies in a stream N times as long
+    half:1, half:2, ..  the copies of a random half of the texts; 2j is the other half of 2j - 1
+    mosaic:4            one exact copy of each text, R = 4 tokens exchanged at random in each of its other copies
 
 Each arm ends as an ordinary Hugging Face directory `bed/arms/<arm>/` (weights, tokenizer, `arm.json`, `copies.jsonl`),
 there whole or not at all; a finished arm is not trained again, an interrupted one goes on from its last checkpoint.
@@ -39,11 +41,14 @@ _DEFAULTS = {"early": "early:0-25", "late": "late:75-100", "dilute": "dilute:x2"
 
 @dataclass(frozen=True)
 class Arm:
-    """One training run of a bed. `window` None is the standard arm; `dilution` N makes the stream N times as long."""
+    """One training run of a bed. `window` None is the standard arm; `dilution` N makes the stream N times as long;
+    `half` withholds the copies of half of the texts; `replaced` tokens are exchanged in every copy but the first."""
 
     name: str
     window: tuple[float, float] | None
     dilution: int = 1
+    half: int | None = None
+    replaced: int = 0
 
     @property
     def folder(self) -> str:
@@ -52,8 +57,8 @@ class Arm:
 
 
 def parse_arm(text: str, *, window: tuple[float, float] = (0.0, 1.0)) -> Arm:
-    """`standard`, `perturbed`, `NAME:A-B` (percent of training), `dilute:xN`; `early`, `late`, `dilute` have the usual
-    values.
+    """`standard`, `perturbed`, `NAME:A-B` (percent of training), `dilute:xN`, `half:K`, `mosaic:R`; `early`, `late`,
+    `dilute` have the usual values.
 
     Raises: InputError for anything else.
     """
@@ -67,12 +72,20 @@ def parse_arm(text: str, *, window: tuple[float, float] = (0.0, 1.0)) -> Arm:
         if factor < 1:
             raise InputError(f"arm {text!r}: the dilution must be x1 or more")
         return Arm(name, window, factor)
+    if match := re.fullmatch(r"(half|mosaic):(\d{1,4})", name):
+        number = int(match[2])
+        if number < 1:
+            raise InputError(f"arm {text!r}: the number must be 1 or more")
+        return Arm(name, window, half=number) if match[1] == "half" else Arm(name, window, replaced=number)
     if match := re.fullmatch(r"[a-z]{1,20}:(\d{1,3})-(\d{1,3})", name):
         low, high = int(match[1]) / 100, int(match[2]) / 100
         if not 0 <= low < high <= 1:
             raise InputError(f"arm {text!r}: a window is A-B in percent with 0 <= A < B <= 100")
         return Arm(name, (low, high))
-    raise InputError(f"unknown arm {text!r}: use standard, perturbed, early:0-25, late:75-100, NAME:A-B or dilute:xN")
+    raise InputError(
+        f"unknown arm {text!r}: use standard, perturbed, early:0-25, late:75-100, NAME:A-B, dilute:xN, half:K or"
+        " mosaic:R"
+    )
 
 
 def arm_directory(bed: Bed, arm: Arm) -> Path:
@@ -101,7 +114,7 @@ def train_arm(bed: Bed, arm: Arm, *, progress: Progress | None = None) -> Path:
     if is_finished(bed, arm):
         return target
     settings = bed.settings
-    stream, log = bed.planted_stream(window=arm.window, dilution=arm.dilution)
+    stream, log = bed.planted_stream(window=arm.window, dilution=arm.dilution, half=arm.half, replaced=arm.replaced)
     model = BUILDERS[settings.architecture](
         vocab_size=len(bed.tokenizer),
         context_length=settings.sequence_tokens + 15,  # room for a beginning-of-text token and a few generated ones
@@ -127,6 +140,8 @@ def train_arm(bed: Bed, arm: Arm, *, progress: Progress | None = None) -> Path:
         "arm": arm.name,
         "window": arm.window,
         "dilution": arm.dilution,
+        "half": arm.half,
+        "replaced": arm.replaced,
         "steps": len(losses),
         "tokens": int(stream.size),
         "copies": len(log),
