@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import typer
 
+from rote.cli.memory_cases import cases_app
+from rote.cli.memory_tnt import tnt_app
 from rote.cli.memory_vista import vista_app
 
 memory_app = typer.Typer(
@@ -11,4 +13,6 @@ memory_app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+memory_app.add_typer(tnt_app, name="tnt")
 memory_app.add_typer(vista_app, name="vista")
+memory_app.add_typer(cases_app, name="cases")

@@ -144,7 +144,7 @@ def _traces(axes: Any, trace: np.ndarray, share: np.ndarray, places: np.ndarray,
     axes.set_xlim(-0.16 * width, width * 1.01)
     axes.set_ylim(places.min() - 1.6, 1.4)
     axes.set_yticks([])
-    axes.set_xticks([0, round(width / 2, 2), round(width, 2)])
+    axes.set_xticks([0, width / 2, width], ["0", f"{width / 2:.2g}", f"{width:.2g}"])
     axes.tick_params(axis="x", labelsize=7, colors=MIDDLE, length=2)
     axes.set_xlabel("s", fontsize=7.5, color=MIDDLE, labelpad=0)
     for side in ("top", "right", "left"):
@@ -165,7 +165,14 @@ def _group_titles(axes: Any, spans: list[tuple[str, float, float]]) -> None:
 def _scale_bar(axes: Any, places: np.ndarray, seconds: np.ndarray, unit: float) -> None:
     x, y = seconds[-1] * 0.62, places.min() - 1.3
     axes.plot([x, x], [y, y + 1], color="black", linewidth=1.3, zorder=5)
-    axes.text(x + 0.02 * seconds[-1], y + 0.35, f"{unit:g} µV, negative up", fontsize=6.5, zorder=5)
+    axes.text(
+        x + 0.02 * seconds[-1],
+        y + 0.35,
+        f"{unit:g} µV, negative up",
+        fontsize=6.5,
+        zorder=5,
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
+    )
 
 
 def _title(e: Explanation, column: int) -> str:
@@ -181,7 +188,7 @@ def short(name: str, most: int = 28) -> str:
 
 
 def _left_panel(figure: Any, grid: Any, e: Explanation) -> None:
-    inner = grid[:, 0].subgridspec(3, 1, height_ratios=[1.15, 0.9, 0.75], hspace=0.28)
+    inner = grid[:, 0].subgridspec(3, 1, height_ratios=[1.2, 0.85, 0.7], hspace=0.28)
     head, table, text = (figure.add_subplot(inner[row]) for row in range(3))
     if e.montage.places:
         draw_head(figure, head, e.montage, e.channel_weights)
@@ -210,7 +217,7 @@ def _left_panel(figure: Any, grid: Any, e: Explanation) -> None:
     text.set_xlabel("similarity S (1 = identical)", fontsize=7.5, color=MIDDLE)
     text.set_title(f"votes of all {len(e.neighbours)} neighbours", fontsize=8.5, color=DARK)
     text.tick_params(axis="x", labelsize=7, colors=MIDDLE)
-    text.legend(fontsize=6, ncols=4, loc="upper center", bbox_to_anchor=(0.45, -0.20), frameon=False, handlelength=1,
+    text.legend(fontsize=6, ncols=4, loc="upper center", bbox_to_anchor=(0.45, -0.17), frameon=False, handlelength=1,
                 columnspacing=0.8)  # fmt: skip
     for side in ("top", "right"):
         text.spines[side].set_visible(False)

@@ -59,10 +59,10 @@ def draw_head(figure: Any, axes: Any, montage: Montage, weights: Float[np.ndarra
         axes.text(*where[name], name, fontsize=5.8, ha="center", va="center", zorder=4,
                   color="white" if amount > 0.5 else "black")  # fmt: skip
     bar = figure.colorbar(
-        ScalarMappable(Normalize(100 * weights.min(), 100 * weights.max()), shades), ax=axes, fraction=0.035, pad=0.02
-    )
-    bar.ax.tick_params(labelsize=6.5)
-    bar.ax.set_title("w, %", fontsize=7)
+        ScalarMappable(Normalize(100 * weights.min(), 100 * weights.max()), shades), ax=axes, orientation="horizontal",
+        fraction=0.045, pad=0.03, shrink=0.7, ticks=[100 * weights.min(), 100 * weights.max()],
+    )  # fmt: skip
+    bar.ax.set_xticklabels([f"{100 * weights.min():.1f} %", f"w = {100 * weights.max():.1f} %"], fontsize=7)
 
 
 def reference_free(signal: Float[np.ndarray, "electrodes samples"]) -> tuple[Float[np.ndarray, " electrodes"], int]:
