@@ -1,4 +1,4 @@
-"""The language model: Auto classes, generate with a state of constant size, padding, stages, sweep, recall, surprise."""
+"""The language model: Auto classes, generate at constant size, padding, stages, sweep, recall, surprise."""
 
 from __future__ import annotations
 
