@@ -237,6 +237,17 @@ def test_torch_module_is_the_same_function():
         memorizer.to_torch(most_parameters=1000)
 
 
+def test_an_export_that_forgets_is_refused():
+    """Two classes 3e-8 apart: one float32 number stands for both records."""
+    import torch
+
+    X = np.array([[0.7, 0.7], [0.7 + 3e-8, 0.7], [0.1, 0.9], [0.9, 0.1]])
+    memorizer = VoronoiMemorizer().fit(X, [0, 1, 0, 1])
+    assert (memorizer.to_torch()(torch.tensor(X))[:, 0].sign().numpy() == [-1, 1, -1, 1]).all()
+    with pytest.raises(InputError, match=r"as torch.float32 the network is wrong on [1-4] of 4 records"):
+        memorizer.to_torch(dtype=torch.float32)
+
+
 def test_blocks_and_runs_change_nothing(monkeypatch):
     X, y = cloud(80, 3, 2)
     queries = np.random.default_rng(0).random((300, 3))

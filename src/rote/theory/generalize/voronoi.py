@@ -161,7 +161,9 @@ class VoronoiMemorizer(ClassifierMixin, BaseEstimator):
     def to_torch(self, *, dtype: torch.dtype | None = None, most_parameters: int = 50_000_000) -> torch.nn.Sequential:
         """The network itself: three linear layers with ReLU between, 2 N+ N-, N and 1 units, every zero written out.
 
-        Default dtype float64. Errors: InputError above `most_parameters` entries (dense counting grows like N^3).
+        Default dtype float64. The module is run on every record before it is returned.
+        Errors: InputError above `most_parameters` entries (dense counting grows like N^3), or when the module's sums,
+        rounded to `dtype`, no longer give every record its sign.
         """
         parts = self._two_classes("to_torch")
         if self.dense_parameters_ > most_parameters:
@@ -169,6 +171,13 @@ class VoronoiMemorizer(ClassifierMixin, BaseEstimator):
                 f"the explicit network has {self.dense_parameters_:,} parameters (limit {most_parameters:,}); predict "
                 "works in blocks without it, or thin the records with constant_size_core first"
             )
-        from rote.theory.generalize.voronoi_network import explicit_network
+        from rote.theory.generalize.voronoi_network import explicit_network, wrong_records
 
-        return explicit_network(parts, split=self.split, dtype=dtype)
+        module = explicit_network(parts, split=self.split, dtype=dtype)
+        wrong = wrong_records(module, parts)
+        if wrong:
+            raise InputError(
+                f"as {module[0].weight.dtype} the network is wrong on {wrong} of {len(parts.points)} records: the classes "
+                f"are {self.c0_:.3g} apart, too close for that type; use float64"
+            )
+        return module

@@ -39,6 +39,20 @@ def explicit_network(parts: VoronoiParts, *, split: float, dtype: torch.dtype | 
     return network.requires_grad_(False)
 
 
+def wrong_records(network: nn.Sequential, parts: VoronoiParts) -> int:
+    """How many records do not get their sign from the module itself, in its own arithmetic."""
+    dtype = network[0].weight.dtype
+    assert isinstance(dtype, torch.dtype)
+    wrong, step = 0, 256
+    with torch.inference_mode():
+        for start in range(0, len(parts.points), step):
+            points = parts.points[start : start + step] + parts.center
+            positive = torch.arange(start, start + len(points)) >= parts.negatives
+            found = network(torch.from_numpy(points).to(dtype))[:, 0]
+            wrong += int((torch.where(positive, found, -found) <= 0).sum())
+    return wrong
+
+
 def _linear(before: int, after: int, dtype: torch.dtype) -> nn.Linear:
     layer = skip_init(nn.Linear, before, after, dtype=dtype)
     assert isinstance(layer, nn.Linear)
