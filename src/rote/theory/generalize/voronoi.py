@@ -177,7 +177,7 @@ class VoronoiMemorizer(ClassifierMixin, BaseEstimator):
         wrong = wrong_records(module, parts)
         if wrong:
             raise InputError(
-                f"as {module[0].weight.dtype} the network is wrong on {wrong} of {len(parts.points)} records: the classes "
-                f"are {self.c0_:.3g} apart, too close for that type; use float64"
+                f"as {module[0].weight.dtype} the network is wrong on {wrong} of {len(parts.points)} records: the "
+                f"classes are {self.c0_:.3g} apart, too close for that type; use float64"
             )
         return module
