@@ -359,6 +359,18 @@ def test_torch_modules_compute_the_same_logits():
     np.testing.assert_allclose(stacked, expected, atol=1e-9)
 
 
+def test_a_torch_module_that_forgets_is_refused(monkeypatch):
+    from rote.theory.attention import torch_model
+
+    contexts, labels = random_facts(10, 3, 14)
+    memory = build_attention_memory(contexts, labels, d=4, d_head=2, heads=5, vocab=10, seed=0)
+    coarse = torch_model._tensor
+    monkeypatch.setattr(torch_model, "_tensor", lambda array, dtype: coarse(np.round(array), dtype))
+    for export in (memory.to_torch, memory.to_multihead_attention):
+        with pytest.raises(NumericallyInfeasible, match="the torch module forgets"):
+            export()
+
+
 def test_saved_and_read_back_it_is_the_same_and_certified_again(tmp_path):
     contexts, labels = random_facts(10, 2, 42)
     memory = build_attention_memory(contexts, labels, d=2, d_head=2, heads=20, vocab=10, seed=0)

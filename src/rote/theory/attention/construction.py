@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -90,16 +90,17 @@ class AttentionMemory:
         return memory
 
     def to_torch(self) -> AttentionOnly:
-        """The formal model as a float64 `torch.nn.Module`. Errors as `rounded` when the memory needs longdouble."""
+        """The formal model as a float64 `torch.nn.Module`, run on every kept context before it is returned. Errors as
+        `rounded` when the memory needs longdouble or the module forgets."""
         from rote.theory.attention.torch_model import AttentionOnly
 
-        return AttentionOnly(self._float64())
+        return self._recalls(AttentionOnly(self._float64()))
 
     def to_multihead_attention(self) -> MultiheadStack:
-        """The same function built from `torch.nn.MultiheadAttention` layers, one a head."""
+        """The same function built from `torch.nn.MultiheadAttention` layers, one a head; run and checked likewise."""
         from rote.theory.attention.torch_model import MultiheadStack
 
-        return MultiheadStack(self._float64())
+        return self._recalls(MultiheadStack(self._float64()))
 
     def save(self, directory: str | Path) -> Path:
         """Write memory.safetensors and memory.json; see `rote.theory.attention.storage`."""
@@ -113,6 +114,26 @@ class AttentionMemory:
         from rote.theory.attention.storage import load_memory
 
         return load_memory(directory)
+
+    def _recalls(self, module: Any) -> Any:
+        """The module, once it has recalled every context that the weights recall."""
+        import torch
+
+        contexts, labels = self.contexts[self.kept], self.labels[self.kept]
+        with torch.inference_mode():
+            found = module(torch.from_numpy(np.ascontiguousarray(contexts))).numpy()
+        own = found[np.arange(len(found)), labels]
+        found[np.arange(len(found)), labels] = -np.inf
+        margin = float((own - found.max(axis=1)).min())
+        if self.min_margin > 0 and not margin > 0:
+            raise NumericallyInfeasible(
+                f"the torch module forgets: smallest margin {margin:.1e} (cond {self.cond:.1e}); build with "
+                "code='spread', a larger d or spare heads",
+                rank=self.rank,
+                cond=self.cond,
+                min_margin=margin,
+            )
+        return module
 
     def _float64(self) -> AttentionWeights:
         return self.weights if self.precision != "longdouble" else self.rounded("float64").weights
