@@ -216,6 +216,19 @@ def some_histories(model, lengths, seed=0):
     return model.histories(item, action, time)
 
 
+def test_reading_in_blocks_holds_one_block(monkeypatch):
+    """No layer is ever given more rows than a block has: what bounds the memory for a million events."""
+    model, held = small(stage1_layers=3), []
+    for layer in model.stage1.layers:
+        for name in ("state", "read"):
+            real = getattr(layer, name)
+            monkeypatch.setattr(layer, name, lambda x, *more, real=real: (held.append(x.shape[1]), real(x, *more))[1])
+    batch = some_histories(model, [100])
+    model.summarise_long(batch.item[0], batch.action[0], batch.time[0], block=16)
+    assert max(held) == 16
+    assert held.count(16) == 6 * (1 + 2 + 3)  # layer l: l - 1 reads and a state for each of six full blocks
+
+
 @pytest.mark.parametrize("order", ["none", "gap", "recency"])
 def test_reading_in_blocks_equals_reading_at_once(order):
     model = small(order=order, stage1_layers=3)

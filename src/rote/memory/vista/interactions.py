@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from functools import cached_property
@@ -242,10 +242,3 @@ class _Gather:
             item=np.array(self.item)[order], action=np.array(self.action)[order], time=time[order],
             vocabulary=vocabulary, dropped={name: count for name, count in self.dropped.items() if count},
         )  # fmt: skip
-
-
-def stretches(log: InteractionLog, *, last: int | None = None) -> Iterator[tuple[str, slice]]:
-    """(user, rows) of everybody, at most the `last` events of each."""
-    for number, user in enumerate(log.users):
-        rows = log.rows(number)
-        yield user, slice(max(rows.start, rows.stop - last), rows.stop) if last else rows

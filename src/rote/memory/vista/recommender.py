@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -209,7 +209,7 @@ def _fit(
 
     began = time.perf_counter()
     tell = None if progress is None else lambda done, total, _loss: progress(f"training {name}", done, total)
-    losses = fit_next_item(model, split.training, replace(settings), progress=tell, after=after)
+    losses = fit_next_item(model, split.training, settings, progress=tell, after=after)
     model.load_state_dict(best)
     model.eval()
     return Trained(name, model, losses, checks, time.perf_counter() - began)
