@@ -79,7 +79,8 @@ def verdicts(
             found.append(
                 _verdict(
                     "info",
-                    f"The trace of a record shows from {first['duplicates']:g} copies in training on"
+                    f"The trace of a record shows from {first['duplicates']:g}"
+                    f" cop{'y' if first['duplicates'] == 1 else 'ies'} in training on"
                     f" (LOSS AUROC {first['value']:.2f}, interval above 0.5).",
                     "membership.auroc",
                     {"attack": "loss", "duplicates": first["duplicates"]},

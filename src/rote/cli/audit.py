@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from rote.cli import console
+from rote.cli.audit_counterfactual import counterfactual
 from rote.cli.audit_unlearning import unlearning
 from rote.cli.console import config_option, print_config, progress_bars, say
 from rote.errors import InputError
@@ -197,6 +198,12 @@ audit_app.command(
     epilog="Example: rote audit unlearning ./before ./after --forget f.jsonl --retain r.jsonl --holdout h.jsonl"
     " --oracle ./retrained -o runs/forgotten",
 )(unlearning)
+
+audit_app.command(
+    "counterfactual",
+    epilog="Example: rote audit counterfactual all.jsonl --model ./run-1 --seen ids-1.txt --model ./run-2"
+    " --seen ids-2.txt -o runs/counterfactual",
+)(counterfactual)
 
 
 def command_line() -> str:

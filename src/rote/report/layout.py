@@ -7,7 +7,7 @@ from typing import Any
 
 from rote.report.figure import Plot
 from rote.report.findings import Findings, Guard, Measure
-from rote.report.text import DASH, interval, number
+from rote.report.text import DASH, interval, measured
 
 MOST_VALUES = 80  # rows of a measure on the page; all of them are in the tables export
 
@@ -52,7 +52,7 @@ def measure_view(measure: Measure) -> Table:
         rows=[
             [_cell(value.dims.get(name)) for name in names]
             + [
-                number(value.value, measure.unit),
+                measured(measure.name, value.value, measure.unit),
                 interval(value.low, value.high, measure.unit) or DASH,
                 f"{value.n:,}" if value.n is not None else DASH,
             ]

@@ -16,7 +16,7 @@ from rich.text import Text
 from rote.report.exposed import record_view
 from rote.report.findings import BREAKDOWNS, Findings, Measure, MeasureValue
 from rote.report.headline import LEVELS, headline_value, overall
-from rote.report.text import DASH, dimension, interval, number, shown_plain
+from rote.report.text import DASH, dimension, interval, measured, shown_plain
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -86,7 +86,7 @@ def _cells(measure: Measure, value: MeasureValue) -> tuple[str, str, str, str]:
     where = ", ".join(dimension(k, v) for k, v in value.dims.items() if (k, v) != ("population", "target"))
     return (
         shown_plain(where, 80) or DASH,
-        number(value.value, measure.unit),
+        measured(measure.name, value.value, measure.unit),
         interval(value.low, value.high, measure.unit) or DASH,
         f"{value.n:,}" if value.n is not None else DASH,
     )

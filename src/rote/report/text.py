@@ -96,6 +96,15 @@ def number(value: float | None, unit: str = "") -> str:
     return _plain(value)
 
 
+#: Measures whose value is unbounded, and null in JSON, when the median record cannot be recited at all.
+_UNBOUNDED = {"extraction.queries": "∞", "dose.log_pz": MINUS + "∞"}
+
+
+def measured(name: str, value: float | None, unit: str = "") -> str:
+    """`number` of a measure's value; an infinite one (JSON has only null) is shown as such."""
+    return _UNBOUNDED.get(name, DASH) if value is None else number(value, unit)
+
+
 def _percent(value: float) -> str:
     percent = value * 100
     size = abs(percent)
