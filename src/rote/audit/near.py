@@ -212,9 +212,10 @@ def near_verdict(values: list[dict], settings: AuditSettings) -> dict | None:
     beside = f"; of unseen controls {control['value']:.1%}" if control else ""
     beyond = control is None or widest["low"] > control["high"]
     level = "low" if widest["value"] == 0 else "high" if beyond and widest["low"] > 0.01 else "medium"
+    least, bounds = ("At least ", "the beam's bounds ") if widest["method"] == "beam" else ("", "")
     text = (
-        f"{widest['value']:.1%} of {widest['n']:,} targets drawn at random come out {near.words}"
-        f" ({widest['low']:.1%} to {widest['high']:.1%}), {exact['value']:.1%} word for word: {queries:,} sampled"
+        f"{least}{widest['value']:.1%} of {widest['n']:,} targets drawn at random come out {near.words}"
+        f" ({bounds}{widest['low']:.1%} to {widest['high']:.1%}), {exact['value']:.1%} word for word: {queries:,} sampled"
         f" queries, probability {widest['p']:g} or more{beside}."
     )
     return {"level": level, "text": text, "measure": MEASURE, "dims": {"population": "target", **same}}
