@@ -215,8 +215,8 @@ def near_verdict(values: list[dict], settings: AuditSettings) -> dict | None:
     least, bounds = ("At least ", "the beam's bounds ") if widest["method"] == "beam" else ("", "")
     text = (
         f"{least}{widest['value']:.1%} of {widest['n']:,} targets drawn at random come out {near.words}"
-        f" ({bounds}{widest['low']:.1%} to {widest['high']:.1%}), {exact['value']:.1%} word for word: {queries:,} sampled"
-        f" queries, probability {widest['p']:g} or more{beside}."
+        f" ({bounds}{widest['low']:.1%} to {widest['high']:.1%}), {exact['value']:.1%} word for word: {queries:,}"
+        f" sampled queries, probability {widest['p']:g} or more{beside}."
     )
     return {"level": level, "text": text, "measure": MEASURE, "dims": {"population": "target", **same}}
 
