@@ -299,10 +299,10 @@ def headline_changes(treatment: Treatment) -> list[dict[str, Any]]:
         if change.measure not in wanted or dims.get("population") == "control" or "duplicates" in dims:
             continue
         if change.measure == "extraction.rate" and (
-            dims.get("queries") != settings["headline_queries"]
-            or not np.isclose(dims.get("p", 0.5), 0.5)
-            or dims.get("scheme") != settings["schemes"][0]
+            dims.get("queries") != settings["headline_queries"] or not np.isclose(dims.get("p", 0.5), 0.5)
         ):
+            continue
+        if dims.get("scheme", settings["schemes"][0]) != settings["schemes"][0]:
             continue
         if change.measure == "membership.auroc" and dims.get("attack") != "loss":
             continue
