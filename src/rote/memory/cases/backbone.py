@@ -150,6 +150,18 @@ class ChannelTrunk(nn.Module):
         return trunk
 
 
+@torch.no_grad()
+def centre_codes(trunk: ChannelTrunk, channels: Float[Tensor, "n c samples"], batch: int = 64) -> None:
+    """Shift the last bias so that the mean code over these segments and all channels is 0, in place.
+
+    After the surgery the old biases meet new norms, and the mean over columns has shrunk the signal beside them: every
+    code would point the same way (cosines of .99), and the shape term could not tell cases apart. Rote's; the authors
+    rely on the long joint training instead.
+    """
+    trunk.eval()
+    convolutions(trunk)[-1].bias -= in_batches(trunk, channels, batch).mean((0, 1))  # type: ignore[operator]
+
+
 def convolutions(module: nn.Module) -> list[nn.Conv2d]:
     """The convolutions of a module, in order."""
     return [layer for layer in module.modules() if isinstance(layer, nn.Conv2d)]

@@ -59,19 +59,33 @@ def _responses(detector: SpikeNet, channels: Float[Tensor, "b c samples"], mode:
     head = detector.channel_head(channels)  # (b, in, time, c)
     silent = detector.channel_head(channels.new_zeros(1, c, samples))
     if mode == "leave-one-in":
-        own = torch.einsum("oi,bitc->bcot", kernel[:, :, 0], head)
-        rest = torch.einsum("oij,itj->ot", kernel[:, :, 1:], silent[0, ..., 1:])[None, None]
+        return torch.sigmoid(detector.after_mix(in_slot_zero(detector, head, silent))).reshape(b, c)
+    per_channel = torch.einsum("oic,bitc->bcot", kernel, head)
+    per_silent = torch.einsum("oic,itc->cot", kernel, silent[0])
+    if mode == "leave-one-in-place":
+        own, rest = per_channel, (per_silent.sum(0) - per_silent)[None]
     else:
-        per_channel = torch.einsum("oic,bitc->bcot", kernel, head)
-        per_silent = torch.einsum("oic,itc->cot", kernel, silent[0])
-        if mode == "leave-one-in-place":
-            own, rest = per_channel, (per_silent.sum(0) - per_silent)[None]
-        else:
-            own, rest = per_silent[None], per_channel.sum(1, keepdim=True) - per_channel
+        own, rest = per_silent[None], per_channel.sum(1, keepdim=True) - per_channel
     mixed = own + rest + detector.mix.bias[:, None]  # type: ignore[index]
-    image = mixed.reshape(b * c, *mixed.shape[2:])[..., None].contiguous(memory_format=torch.channels_last)
-    chance = torch.sigmoid(detector.after_mix(image)).reshape(b, c)
+    chance = torch.sigmoid(detector.after_mix(_rows(mixed))).reshape(b, c)
     if mode != "leave-one-out":
         return chance
     whole = torch.sigmoid(detector.from_head(head))[:, None]
     return (whole - chance).clamp_min(0)
+
+
+def in_slot_zero(
+    detector: SpikeNet, head: Float[Tensor, "b filters time r"], silent: Float[Tensor, "1 filters time c"]
+) -> Float[Tensor, "b*r filters time 1"]:
+    """The mixing convolution's output for each column of `head` alone: it stands in slot 0, all other slots are silent.
+
+    silent: first-stage output of a segment of zeros.
+    """
+    kernel = detector.mix.weight[:, :, 0]
+    own = torch.einsum("oi,bitr->brot", kernel[:, :, 0], head)
+    rest = torch.einsum("oij,itj->ot", kernel[:, :, 1:], silent[0, ..., 1:])
+    return _rows(own + rest + detector.mix.bias[:, None])  # type: ignore[index]
+
+
+def _rows(mixed: Float[Tensor, "b r filters time"]) -> Float[Tensor, "b*r filters time 1"]:
+    return mixed.flatten(0, 1)[..., None].contiguous(memory_format=torch.channels_last)

@@ -22,7 +22,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from rote.errors import InputError
-from rote.memory.cases.backbone import ChannelTrunk
+from rote.memory.cases.backbone import ChannelTrunk, centre_codes
 from rote.memory.cases.case_base import CaseBase
 from rote.memory.cases.channel_weights import channel_weights, check_mode
 from rote.memory.cases.evaluation import Evaluation, evaluate_votes
@@ -151,6 +151,7 @@ class ProtoKNN(ClassifierMixin, BaseEstimator):
         channels = torch.from_numpy(prepare(train, montage, signal))
         scaling = Scaling.fit(*channel_statistics(channels)[:2])
         trunk = ChannelTrunk.from_spikenet(detector)
+        centre_codes(trunk, channels)
         self.prototypes_, self.importance_ = None, importance
         if self.prototype_phase:
             where = channel_weights(detector, channels, self.weights)

@@ -1,8 +1,13 @@
 """Settings of the two training phases, and the first phase: the detector.
 
 Phase 1 trains SpikeNet on vote fractions, BCE(sigmoid(z), y / R), with the 12 augmentations of `preprocessing.augment`.
-It must later judge single channels (see `channel_weights`), which a detector trained from scratch has never seen; so
-some segments of a batch lose channels at random, and some keep one random channel only, moved to slot 0.
+It must later judge single channels (see `channel_weights`), which a detector trained from scratch has never seen. So,
+after a first share of the steps, some segments lose channels at random, and every segment is also shown as a few of its
+channels alone, each in slot 0, with the segment's own vote:
+
+    loss = BCE(z, y / R) + single_weight * mean over r random channels of BCE(z_r, y / R)
+
+The first stage is shared between a segment and its channels, so this costs little.
 
 Phase 2 (prototypes) is in `prototypes.py`.
 
@@ -22,6 +27,7 @@ from torch.nn import functional as F
 
 from rote.errors import InputError, RoteError
 from rote.memory.cases.backbone import SpikeNet
+from rote.memory.cases.channel_weights import in_slot_zero
 from rote.memory.cases.losses import LossWeights
 from rote.memory.cases.montage import Montage
 from rote.memory.cases.preprocessing import SignalSettings, augment
@@ -44,8 +50,9 @@ class TrainingSettings:
     batch_size: int = 32
     dropout: float = 0.5
     channel_dropout: float = 0.3  # share of segments that lose channels
-    single_channel: float = 0.25  # share that keeps one channel, in slot 0
-    thin_from: float = 0.4  # share of the steps after which channels are taken away
+    single_channels: int = 4  # channels of each segment that are shown alone, in slot 0
+    single_weight: float = 0.5
+    thin_from: float = 0.3  # share of the steps after which both begin
     prototypes: int = 45
     warm_epochs: int = 20
     rounds: int = 5
@@ -72,8 +79,10 @@ class TrainingSettings:
                 raise InputError(f"{name} is {getattr(self, name)}: it must be 0 or more")
         if not 0 <= self.thin_from <= 1:
             raise InputError(f"thin_from is {self.thin_from}: it is a share of the steps, 0 to 1")
-        if min(self.channel_dropout, self.single_channel) < 0 or self.channel_dropout + self.single_channel > 1:
-            raise InputError("channel_dropout and single_channel are shares of a batch: at least 0, together at most 1")
+        if not 0 <= self.channel_dropout <= 1 or self.single_weight < 0 or self.single_channels < 0:
+            raise InputError(
+                "channel_dropout is a share of a batch, 0 to 1; single_channels and its weight are at least 0"
+            )
 
     @classmethod
     def small(cls, **changes) -> TrainingSettings:
@@ -89,23 +98,28 @@ class TrainingSettings:
         return cls(**{**content, "loss": LossWeights(**content["loss"])})
 
 
-def thin_channels(
-    channels: Float[Tensor, "b c samples"], settings: TrainingSettings, rng: np.random.Generator
+def drop_channels(
+    channels: Float[Tensor, "b c samples"], share: float, rng: np.random.Generator
 ) -> Float[Tensor, "b c samples"]:
-    """Random channels off in some segments; one random channel, moved to slot 0, in others."""
+    """Random channels off in about this share of the segments; between 20 % and all of them stay."""
     b, c = channels.shape[:2]
-    lot = rng.random(b)
+    some = np.flatnonzero(rng.random(b) < share)
+    keep = rng.random((len(some), c)) < rng.uniform(0.2, 1.0, (len(some), 1))
     out = channels.clone()
-    dropped = np.flatnonzero(lot < settings.channel_dropout)
-    keep = rng.random((len(dropped), c)) < rng.uniform(0.2, 1.0, (len(dropped), 1))
-    out[dropped] *= torch.from_numpy(keep[..., None].astype(np.float32))
-    single = np.flatnonzero(
-        (lot >= settings.channel_dropout) & (lot < settings.channel_dropout + settings.single_channel)
-    )
-    chosen = rng.integers(c, size=len(single))
-    out[single] = 0
-    out[single, 0] = channels[single, chosen]
+    out[some] *= torch.from_numpy(keep[..., None].astype(np.float32))
     return out
+
+
+def channels_alone(
+    net: SpikeNet, head: Float[Tensor, "b filters time c"], count: int, rng: np.random.Generator
+) -> Float[Tensor, "b*count filters time 1"]:
+    """What the detector's second stage sees of `count` random channels of each segment, each alone in slot 0."""
+    b, i, t, c = head.shape
+    chosen = torch.from_numpy(rng.integers(c, size=(b, count))).to(head.device)
+    net.head.eval()  # the statistics of a batch of zeros are no statistics
+    silent = net.channel_head(head.new_zeros(1, c, net.samples))
+    net.head.train()
+    return in_slot_zero(net, head.gather(3, chosen[:, None, None].expand(-1, i, t, -1)), silent)
 
 
 def train_detector(
@@ -137,11 +151,22 @@ def train_detector(
         net.train()
         for epoch in range(settings.detector_epochs):
             for number, rows in enumerate(np.array_split(rng.permutation(len(data)), batches)):
+                step = epoch * batches + number
                 channels = torch.from_numpy(augment(data[rows], montage, signal, rng).channels)
-                if epoch * batches + number >= settings.thin_from * settings.detector_epochs * batches:
-                    channels = thin_channels(channels, settings, rng)
-                logit = net(channels.to(device))
-                loss = F.binary_cross_entropy_with_logits(logit, target[rows].to(device))
+                y, count = target[rows].to(device), settings.single_channels
+                if step < settings.thin_from * settings.detector_epochs * batches:
+                    loss = F.binary_cross_entropy_with_logits(net(channels.to(device)), y)
+                else:
+                    channels = drop_channels(channels, settings.channel_dropout, rng)
+                    head = net.channel_head(channels.to(device))
+                    mixed = net.mix(head)
+                    if count:
+                        mixed = torch.cat([mixed, channels_alone(net, head, count, rng)])
+                    logit = net.after_mix(mixed)
+                    loss = F.binary_cross_entropy_with_logits(logit[: len(y)], y)
+                    if count:
+                        alone = F.binary_cross_entropy_with_logits(logit[len(y) :], y.repeat_interleave(count))
+                        loss = loss + settings.single_weight * alone
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
@@ -151,5 +176,5 @@ def train_detector(
                         f"detector diverged in epoch {epoch}; lower detector_rate ({settings.detector_rate})"
                     )
                 if progress:
-                    progress("detector", epoch * batches + number + 1, settings.detector_epochs * batches)
+                    progress("detector", step + 1, settings.detector_epochs * batches)
     return net.eval().cpu()
