@@ -15,6 +15,7 @@ Source: Zhao & Triantafillou 2024, arXiv 2410.16516 (learning-event proxies, as 
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING
 
@@ -96,7 +97,7 @@ class LearningEvents:
         logp = logits.float().log_softmax(-1)
         p = logp.exp()
         true = p.gather(1, labels[:, None])[:, 0]
-        entropy = (p * p.clamp_min(CLAMP).log()).sum(1)
+        entropy = (p * logp.clamp_min(math.log(CLAMP))).sum(1)
         events = (true, p.amax(1), entropy, (p.argmax(1) == labels).float())
         count = len(self._counts)
         self._counts += np.bincount(rows, minlength=count)
