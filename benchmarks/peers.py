@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--out")
     options = parser.parse_args()
     texts = [document.text for document in stdlib_documents(min_chars=400)]
-    tokenizer = train_bpe(texts, vocab_size=4_096)
+    tokenizer = train_bpe(texts[:500], vocab_size=4_096)
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = save_checkpoint(Path(folder), tokenizer, options.vocab_size)
         pairs = passages(texts, options.records)

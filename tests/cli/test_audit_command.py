@@ -204,3 +204,23 @@ def test_a_full_disk_says_so_and_loses_nothing(command, tmp_path, monkeypatch, c
     monkeypatch.setattr(pq, "write_table", real)
     assert not list(tmp_path.rglob("*.tmp"))
     assert main([*command, "-o", str(tmp_path / "run"), "-q"]) == 0
+
+
+def test_progress_names_what_a_stage_counts(monkeypatch):
+    import io
+    import time
+
+    from rich.console import Console
+
+    from rote.cli import console
+
+    shown = io.StringIO()
+    monkeypatch.setattr(console, "err", Console(file=shown, force_terminal=True, width=120))
+    with console.progress_bars(quiet=False) as progress:
+        for done in range(4):
+            progress("scoring", 25 * done, 100)
+            progress("shortest prompts [records]", done, 4)
+            time.sleep(0.02)
+    assert "records/s" in shown.getvalue()
+    assert "tokens/s" in shown.getvalue()
+    assert "[records]" not in shown.getvalue()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rote.report.text import dimension, interval, number, points, shown_html, shown_plain, shown_plot
+from rote.report.text import dimension, interval, measured, number, points, shown_html, shown_plain, shown_plot
 
 
 @pytest.mark.parametrize(
@@ -32,6 +32,13 @@ from rote.report.text import dimension, interval, number, points, shown_html, sh
 )
 def test_numbers(value: float | None, unit: str, want: str) -> None:
     assert number(value, unit) == want
+
+
+def test_an_infinite_median_is_not_shown_as_missing() -> None:
+    assert measured("extraction.queries", None, "queries") == "∞"
+    assert measured("dose.log_pz", None, "nats") == "−∞"
+    assert measured("membership.auroc", None, "probability") == "–"
+    assert measured("extraction.queries", 12.0, "queries") == number(12.0, "queries")
 
 
 def test_intervals_and_differences() -> None:
