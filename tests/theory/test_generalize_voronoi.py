@@ -237,6 +237,22 @@ def test_torch_module_is_the_same_function():
         memorizer.to_torch(most_parameters=1000)
 
 
+def test_half_way_between_a_closest_pair_it_abstains():
+    """F = r - m c0^2 = 0 there; a rounding error of 1e-16 must not choose a class."""
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        X, y = rng.integers(0, 17, (60, 64)) / 16, np.tile([0, 1], 30)
+        squares = (256 * np.square(X[:, None] - X).sum(axis=2)).round().astype(int)  # exact: multiples of 1/256
+        squares[y[:, None] == y] = squares.max() + 1
+        i, j = np.unravel_index(squares.argmin(), squares.shape)
+        memorizer = VoronoiMemorizer(abstain_label=-1).fit(X, y)
+        middle = (X[i] + X[j])[None] / 2
+        assert np.linalg.norm(X - middle, axis=1).min() == np.linalg.norm(X[i] - middle)
+        assert memorizer.abstains(middle).all()
+        assert memorizer.decision_function(middle) == memorizer.predict(middle) + 1 == 0
+        assert not memorizer.abstains(0.51 * X[i] + 0.49 * X[j] + 1e-9 * (X[i] - X[j])[None]).any()
+
+
 def test_an_export_that_forgets_is_refused():
     """Two classes 3e-8 apart: one float32 number stands for both records."""
     import torch

@@ -109,7 +109,7 @@ class VoronoiMemorizer(ClassifierMixin, BaseEstimator):
 
     def decision_function(self, X: Float[np.ndarray, "queries features"]) -> Float[np.ndarray, "queries ..."]:
         """F(x), one per query (positive: the second class; 0: inside no record's polytope). With multiclass="ovr" one
-        column per class. Exact up to the rounding of differences of points."""
+        column per class. Exact up to the rounding of differences of points; what rounding cannot tell from 0 is 0."""
         X = self._queries(X)
         if hasattr(self, "members_"):
             return np.stack([member.decision_function(X) for member in self.members_], axis=1)

@@ -35,6 +35,7 @@ from jaxtyping import Float, Int
 from rote.theory.generalize.labelled import BLOCK_NUMBERS, rounding_slack
 
 RUN = 256  # columns of the product whose largest number is kept
+ROUNDED = 1e-6  # share of r below which F may be taken for 0, where the product's rounding is not smaller still
 PAIR_NUMBERS = 1 << 16  # numbers of one side of a block of pairs
 MANY_PAIRS = 1024  # open units times rivals of a query, above which the query is summed by itself, with a product
 
@@ -153,6 +154,8 @@ def _values(parts: VoronoiParts, block: _Block, chosen: Int[np.ndarray, " chosen
         possible = (block.tops[side] > block.tops[1 - side] - 2 * block.slack)[chosen]
         if possible.any():
             total[possible] += sign * _side(parts, block, side, chosen[possible])
+    # Half way between a closest opposite pair F is exactly 0, and nothing but rounding would decide its sign.
+    total[np.abs(total) <= np.minimum(2 * block.slack[chosen], ROUNDED * parts.r)] = 0.0
     return total
 
 
