@@ -24,8 +24,12 @@ def layer(name):
         "momentum": lambda: HierarchicalMemory(
             DIM, global_chunk=5, local_chunks=(3,), shard=7, momentum=True, forget=True, projection_scale="count"
         ),
-    }[name]()
-    return made.double()
+    }[name]().double()
+    with torch.no_grad():
+        for path in made.paths:
+            for weight in path.initial:  # a memory that knows something: the last layer begins at zero
+                weight.add_(0.3 * torch.randn_like(weight))
+    return made
 
 
 NAMES = ("titans", "linear", "ttt", "tnt", "momentum")

@@ -118,13 +118,23 @@ class MemoryPath(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """W_init: N(0, 0.02) with zero biases for TTT (its public code), for Titans N(0, 1 / fan-in) and a last
-        layer of zeros: an empty memory says nothing, so the first writes are heard. Gates open half way, forgetting
-        starts at 2 %."""
+        """Where learning begins.
+
+        W_init: for TTT N(0, 0.02) with zero biases, as in its public code; for Titans first layers N(0, 1 / fan-in)
+        and a last layer of zeros: an empty memory says nothing, so the first writes are heard. Queries and keys start
+        with one projection, and convolutions start as "the token before is the key of this one": without both,
+        associative recall stayed at chance for hundreds of steps. Gates open half way, forgetting starts at 2 %.
+        """
         s = self.settings
         nn.init.normal_(self.qkv.weight, std=s.dim**-0.5)
-        if self.taps is not None:
-            nn.init.uniform_(self.taps, -(s.conv**-0.5), s.conv**-0.5)
+        with torch.no_grad():
+            if not s.averaged:
+                self.qkv.weight[s.dim : 2 * s.dim] = self.qkv.weight[: s.dim]
+            if self.taps is not None:
+                nn.init.uniform_(self.taps, -0.3 * s.conv**-0.5, 0.3 * s.conv**-0.5)
+                # Rows: queries, keys, values; the last tap is this token, the one before it the token before.
+                for part, back in enumerate((0, min(1, s.conv - 1), 0)):
+                    self.taps[part * s.dim : (part + 1) * s.dim, s.conv - 1 - back] += 1
         nn.init.normal_(self.rates.weight, std=0.02)
         for name, bias in zip(self.rate_names, self.rates.bias.view(len(self.rate_names), s.heads), strict=True):
             nn.init.constant_(bias, -4.0 if name == "alpha" else 0.0)
