@@ -12,7 +12,7 @@ from rote.cli.main import main
 from rote.errors import InputError
 from rote.records.planting import plant
 from rote.testbed.bed import Bed
-from rote.testbed.contrast_tables import counterfactual_tables, mosaic_table
+from rote.testbed.contrast_tables import counterfactual_tables, mosaic_table, possible
 from rote.testbed.contrasts import altered, half_of
 from rote.testbed.train import Arm, parse_arm
 
@@ -173,6 +173,13 @@ def test_the_report_holds_both_and_the_other_tables_leave_contrast_arms_out(repo
     texts = list(csv.DictReader((folder / "counterfactual_texts.csv").open()))
     assert len(texts) == 32
     assert {row["models_with"] for row in texts} == {"1"}
+
+
+def test_what_is_reported_by_default_is_what_the_arms_allow(reported):
+    assert possible(reported, ["standard", "perturbed", "half:1"]) == ()
+    assert possible(reported, ["standard", "half:2", "half:1"]) == ("counterfactual",)
+    assert possible(reported, ["perturbed", "mosaic:3", "half:3", "half:4"]) == ("counterfactual", "mosaic")
+    assert possible(reported, ["standard", "mosaic:3"]) == ()
 
 
 def test_arm_names():

@@ -9,7 +9,7 @@ Knows the bed, scores of its arms, and the measures.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,16 +31,30 @@ RESAMPLES = 500
 SATURATED = 0.995  # an AUROC above this cannot tell numbers of copies apart
 
 
+def possible(bed: Bed, arms: Iterable[str]) -> tuple[str, ...]:
+    """Which of "counterfactual" and "mosaic" the bed and its trained arms allow."""
+    names = list(arms)
+    levels = set(bed.duplicates.tolist())
+    fuzzy = any(parse_arm(name).replaced for name in names) and "perturbed" in names and {0, 1} < levels
+    there = (("counterfactual", bool(halves_of(names)[1])), ("mosaic", fuzzy))
+    return tuple(name for name, can in there if can)
+
+
+def halves_of(arms: Iterable[str]) -> tuple[dict[str, int], list[str]]:
+    """(number of every half:K arm, names of those whose other half is there too)."""
+    halves = {name: number for name in arms if (number := parse_arm(name).half) is not None}
+    other = {number: number + 1 if number % 2 else number - 1 for number in halves.values()}
+    return halves, [name for name, number in halves.items() if other[number] in other]
+
+
 def counterfactual_tables(bed: Bed, scores: Mapping[str, TokenScores]) -> dict[str, list[dict]]:
     """{"counterfactual": mean of mem(x) by number of copies, "counterfactual_texts": mem(x) of every text}.
 
     Texts with no copies are the placebo: drawn into halves like the others, never planted, so theirs must be about 0.
     Raises: InputError unless some half:K and its other half are both there.
     """
-    halves = {name: number for name in scores if (number := parse_arm(name).half) is not None}
+    halves, complete = halves_of(scores)
     pairs = {(number + 1) // 2 for number in halves.values()}
-    complete = [name for name, number in halves.items() if {number, number + 1 if number % 2 else number - 1}
-                <= set(halves.values())]  # fmt: skip
     if not complete:
         asked = f"half:{2 * min(pairs) - 1},half:{2 * min(pairs)}" if pairs else "half:1,half:2,half:3,half:4"
         raise InputError(

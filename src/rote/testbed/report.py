@@ -27,7 +27,7 @@ from rote.records.generators import unlearning_splits
 from rote.runtime import threads, threads_for_width
 from rote.testbed.bed import Bed
 from rote.testbed.choice import choice_table
-from rote.testbed.contrast_tables import counterfactual_tables, mosaic_table
+from rote.testbed.contrast_tables import counterfactual_tables, mosaic_table, possible
 from rote.testbed.scoring import load_arm, mean_nll, score_ids, score_texts, trained_arms
 from rote.testbed.train import parse_arm
 from rote.testbed.unlearning import METHODS, UnlearningConfig, unlearn
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from rote.scores.table import TokenScores
 
 METRICS = ("ll", "generate", "mia", "choice", "unlearning")  # of every bed
-CONTRASTS = ("counterfactual", "mosaic")  # of beds with the arms half:K or mosaic:R
+CONTRASTS = ("counterfactual", "mosaic")  # of beds with the arms half:K and its other half, or mosaic:R
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,7 @@ def report(
     if not names:
         raise InputError(f"{bed.path} has no trained arm: run `rote testbed train {bed.path}` first")
     if metrics is None:
-        chosen = [parse_arm(name, window=bed.settings.window) for name in names]
-        have = (any(arm.half is not None for arm in chosen), any(arm.replaced for arm in chosen))
-        metrics = METRICS + tuple(metric for metric, there in zip(CONTRASTS, have, strict=True) if there)
+        metrics = METRICS + possible(bed, names)
     with threads(threads_for_width(bed.settings.width)):
         tables = _tables(bed, names, metrics, prefix, forget_levels, unlearning, progress or (lambda text: None))
     return BedReport(bed.fingerprint, tuple(names), tables)
