@@ -82,6 +82,7 @@ def test_the_comparison_pairs_companions(treated):
     apart = math.hypot(shift.before.high - shift.before.low, shift.after.high - shift.after.low)
     assert shift.difference.high - shift.difference.low < apart
     assert changes["variants.greedy_rate", "neighbours"].difference.paired
+    assert changes["variants.rate", "neighbours"].difference.paired
     rows = headline_changes(found)
     assert {"extraction.rate", "utility.perplexity", "variants.rate"} <= {row["measure"] for row in rows}
     assert (found.out / "compare.html").stat().st_size > 10_000

@@ -274,7 +274,7 @@ def _partial(proba: np.ndarray, labels: np.ndarray) -> float:
 
 
 def _subset(groups: Sequence[str] | None, rows: np.ndarray) -> list[str] | None:
-    return None if groups is None else [groups[i] for i in np.flatnonzero(rows)]
+    return None if groups is None else [groups[int(i)] for i in np.flatnonzero(rows)]
 
 
 def _with_notes(report: RemindReport, oracle: RemindReport | None, scanned: LandscapeScan) -> RemindReport:

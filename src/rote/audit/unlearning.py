@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from rote.audit.unlearning_suite import evaluate_unlearning, extraction_of, scor
 from rote.controls.editing.unlearning.quantise import quantised
 from rote.controls.editing.unlearning.relearn import halves, relearn_curve, steps_to_recovery
 from rote.errors import InputError
+from rote.measures.landscape import CLASSIFIERS
 from rote.models.causal_lm import CausalLM
 from rote.records.table import RecordTable
 from rote.report import compare_runs, write_comparison
@@ -38,6 +40,7 @@ from rote.scores.embedding_neighbours import EmbeddingNeighbours
 
 SCHEMA_VERSION = "1.0"
 Progress = Callable[[str, int, int], None]
+FEWEST_DOCUMENTS = 10  # groups of a set: with fewer, `group` names kinds of records and not documents
 RECOVERED = 0.5  # relearning is timed to this share of what the model before unlearning could recite
 
 
@@ -47,7 +50,8 @@ class UnlearningSettings:
 
     k, shells, ranks: neighbours of REMIND (K a shell, shares of swapped tokens, ranks of the swap). bits: rounding of
     the quantisation attack. relearn_steps, relearn_rate: the relearning attack (empty steps: none). texts: at most so
-    many texts a class for REMIND, whose cost is (1 + shells K) queries a text.
+    many texts a class for REMIND, whose cost is (1 + shells K) queries a text. classifier: random_forest, logistic or
+    gradient_boosting.
     """
 
     k: int = 16
@@ -58,6 +62,17 @@ class UnlearningSettings:
     relearn_rate: float = 2e-4
     texts: int = 200
     classifier: str = "random_forest"
+
+    def __post_init__(self):
+        if self.k < 1 or self.texts < 10:
+            raise InputError(f"REMIND needs k of 1 or more and 10 texts or more, not {self.k} and {self.texts}")
+        if self.classifier not in CLASSIFIERS:
+            raise InputError(f"unknown classifier {self.classifier!r}; use one of {', '.join(CLASSIFIERS)}")
+        steps = self.relearn_steps
+        if any(b <= a for a, b in pairwise((0, *steps))):
+            raise InputError(f"the steps of a relearning curve must rise from 1, not {', '.join(map(str, steps))}")
+        if not self.relearn_rate > 0:
+            raise InputError(f"the relearning rate must be above 0, not {self.relearn_rate}")
 
 
 def audit_unlearning(
@@ -85,6 +100,7 @@ def audit_unlearning(
     same call continues an interrupted run. Raises InputError for sets that are too small or overlap.
     """
     settings, unlearning = settings or AuditSettings(), unlearning or UnlearningSettings()
+    seed = settings.seed
     tell, speak = progress or (lambda stage, done, total: None), say or (lambda text: None)
     for name, table in (("forget", forget), ("retain", retain), ("holdout", holdout)):
         if len(table) < 10:
@@ -139,7 +155,7 @@ def audit_unlearning(
     write_comparison(comparison, run.path / "compare.html")
     figures = {
         name: part(f"figures-{name}", lambda model=model: evaluate_unlearning(
-            model, forget=forget, retain=retain, holdout=holdout, oracle=models.get("oracle"), seed=settings.seed
+            model, forget=forget, retain=retain, holdout=holdout, oracle=models.get("oracle"), seed=seed
         ).as_dict())
         for name, model in models.items()
     }  # fmt: skip
@@ -164,6 +180,13 @@ def audit_unlearning(
     write_unlearning_page(result, run.path / "unlearning.html")
     run.save(status="done")
     return result
+
+
+def documents_of(records: RecordTable) -> list[str | None]:
+    """The document or author of each record: its `group`, unless there are so few that they must be kinds of records
+    ("person", "passage"), which cannot be kept apart without leaving a whole kind out; then None, each its own."""
+    groups = records.column("group")
+    return groups if len(set(groups)) >= FEWEST_DOCUMENTS else [None] * len(groups)
 
 
 def _loaded(model: CausalLM | str | Path, settings: AuditSettings) -> CausalLM:
@@ -202,8 +225,8 @@ def _remind(
             return {"skipped": "some records came as token ids; REMIND swaps tokens of texts"}
         texts += found
         labels += [label] * len(part)
-        groups += [f"{label}/{g}" if g else f"{label}/{i}" for g, i in
-                   zip(part.column("group"), part.column("id"), strict=True)]  # fmt: skip
+        groups += [f"{label}/{i}" if g is None else f"{label}/group {g}" for g, i in
+                   zip(documents_of(part), part.column("id"), strict=True)]  # fmt: skip
     labels = np.array(labels)
 
     def scanned(name: str) -> Any:
@@ -257,7 +280,7 @@ def _attacks(
             rounding.append({"bits": bits, "extraction_strength": everything(coarse)})
     curves, recovery = [], {}
     if unlearning.relearn_steps:
-        taught, asked = halves(forget, seed=settings.seed)
+        taught, asked = halves(forget, seed=settings.seed, groups=documents_of(forget))
         evaluate = extraction_of(asked, long="truncate")
         known = evaluate(models["before"])
         arms = [name for name in ("after", "oracle") if name in models]
@@ -298,6 +321,9 @@ def verdicts(result: Mapping[str, Any]) -> list[dict[str, str]]:
             f"REMIND tells forgotten from never-seen text with AUROC {pair['landscape']:.2f}"
             f" ({pair['landscape_low']:.2f} to {pair['landscape_high']:.2f}); single losses: {pair['pointwise']:.2f}."
         )
+        null = ((landscape.get("oracle") or {}).get("pairs") or {}).get("forgotten / holdout")
+        if null and null["landscape_low"] > 0.5:
+            text += f" So does the oracle ({null['landscape']:.2f}): the sets themselves differ, and this says nothing."
         found.append((1 if told else 0, "remind", text))
     elif "skipped" in landscape:
         found.append((0, "remind", f"REMIND was not run: {landscape['skipped']}."))
@@ -308,7 +334,9 @@ def verdicts(result: Mapping[str, Any]) -> list[dict[str, str]]:
     recovery = result["attacks"]["recovery"]
     if recovery:
         mine, never = recovery.get("after"), recovery.get("oracle")
-        if mine is not None and ("oracle" not in recovery or never is None or mine < 0.7 * never):
+        if mine == 0:
+            pass  # it is above the level before any relearning: not hidden but there, as said above
+        elif mine is not None and ("oracle" not in recovery or never is None or mine < 0.7 * never):
             beside = "" if "oracle" not in recovery else (
                 " (the oracle: not within the steps tried)" if never is None else f" (the oracle: {never:.0f})"
             )  # fmt: skip

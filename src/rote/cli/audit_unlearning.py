@@ -28,6 +28,9 @@ def unlearning(
         str | None, typer.Option(help="Checkpoint whose embeddings make REMIND's neighbours. [default: BEFORE's]")
     ] = None,
     k: Annotated[int, typer.Option("--k", help="REMIND: changed texts a shell.")] = 16,
+    classifier: Annotated[
+        str, typer.Option(help="REMIND: random_forest, logistic or gradient_boosting.")
+    ] = "random_forest",
     relearn_steps: Annotated[str, typer.Option(help="Steps of the relearning attack, 5,15,30,60; 'none' for none.")] = (
         "5,15,30,60"
     ),
@@ -68,7 +71,9 @@ def unlearning(
             oracle=oracle,
             neighbours=neighbours,
             settings=AuditSettings(**chosen),
-            unlearning=UnlearningSettings(k=k, relearn_steps=parse_steps(relearn_steps), relearn_rate=relearn_rate),
+            unlearning=UnlearningSettings(
+                k=k, classifier=classifier, relearn_steps=parse_steps(relearn_steps), relearn_rate=relearn_rate
+            ),
             overwrite=overwrite,
             command=command_line(),
             progress=progress,

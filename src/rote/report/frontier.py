@@ -19,6 +19,7 @@ from rote.report.figure import Entry, Plot, axis, line
 from rote.report.findings import Measure, MeasureValue, dims_key, rounded
 from rote.report.headline import headline_value
 from rote.report.text import DASH, dimension, is_share, shown_plot, with_interval
+from rote.report.treatments import UNTREATED
 
 UTILITY = "utility."
 RECITATION = "extraction."
@@ -207,7 +208,12 @@ def frontier_plot(found: Frontier) -> Plot:
             }
         )
         legend.append(
-            Entry(point.run + (" (before)" if i == 0 else ""), color, "solid", tuple(range(first, len(data))))
+            Entry(
+                point.run + ("" if i or point.run in ("before", UNTREATED) else " (before)"),
+                color,
+                "solid",
+                tuple(range(first, len(data))),
+            )
         )
     columns, rows = frontier_rows(found)
     values = [point.utility.value or 0.0 for point in found.points]

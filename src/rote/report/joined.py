@@ -107,8 +107,10 @@ class JoinedCompanions:
         rows = (self.before["role"] == "variant") & (self.before["name"] == dims.get("variant"))
         if known is None or not rows.any():
             return None
-        new, old = _indicator(known, dims, self.after), _indicator(known, dims, self.before)
-        return None if new is None or old is None else paired.proportions(new[rows], old[rows], confidence=confidence)
+        # Of these rows only: the utility texts beside them have no extraction probability.
+        new, old = (_indicator(known, dims, {key: column[rows] for key, column in table.items()})
+                    for table in (self.after, self.before))  # fmt: skip
+        return None if new is None or old is None else paired.proportions(new, old, confidence=confidence)
 
 
 def join_companions(before: pa.Table | None, after: pa.Table | None) -> JoinedCompanions | None:

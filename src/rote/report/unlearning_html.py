@@ -13,6 +13,26 @@ from rote.report.text import DASH, number
 
 LEVELS = {"high": "Not forgotten", "medium": "Look closer", "low": "As it should be"}
 ARMS = ("before", "after", "oracle")
+ABOUT = {"remind": "Loss landscape (REMIND)", "quantisation": "Rounding the weights", "oracle": "No oracle"}
+# Parts of the figures' table: the names' beginning, the caption.
+PARTS = (
+    ("forget.", "Should be gone: the forget set"),
+    ("retain.", "Should have stayed: the retain set"),
+    ("", "Forget set against unseen text"),
+)
+NAMES = {
+    "exact_memorization": "exact tokens (EM)",
+    "rouge_l_recall": "ROUGE-L recall",
+    "distinct_2": "different bigrams",
+    "membership.loss": "AUROC, loss",
+    "membership.zlib": "AUROC, zlib",
+    "membership.min_k": "AUROC, Min-K%",
+    "membership.min_k_plus_plus": "AUROC, Min-K%++",
+    "privleak": "PrivLeak, %",
+    "forget_minus_holdout_loss": "loss, forget minus unseen",
+}
+AIMS = {"equal to a model retrained without the forget set": "as the oracle", "as before unlearning": "as before"}
+CLASSES = ("retained", "forgotten", "holdout")
 
 
 def render_unlearning(result: Mapping[str, Any]) -> str:
@@ -27,17 +47,18 @@ def render_unlearning(result: Mapping[str, Any]) -> str:
         title=f"{result['models']['before']['name']} → {result['models']['after']['name']}",
         counts=result["counts"],
         oracle="oracle" in result["models"],
-        verdicts=result["verdicts"],
+        verdicts=[{**v, "about": ABOUT.get(v["about"], v["about"].capitalize())} for v in result["verdicts"]],
         levels_named=LEVELS,
         notes=result["figures"]["after"]["notes"],
-        figure_columns=["figure", *arms, "target", "direction"],
-        figure_rows=_figures(result, arms),
+        figure_columns=["figure", *arms, "aim"],
+        figure_parts=_figures(result, arms),
         skipped=landscape.get("skipped", ""),
         remind_columns=["pair", "landscape", "interval", "single losses", "at equal loss, shape alone", "oracle"],
         remind_rows=_pairs(landscape),
-        flat_columns=["by", *(landscape.get("counts") or {})],
+        flat_columns=["by", *(name for name in CLASSES if name in (landscape.get("counts") or {}))],
         flat_rows=[
-            [kind, *(number(v) for v in row.values())] for kind, row in (landscape.get("flatness") or {}).items()
+            [kind, *(number(row[name]) for name in CLASSES if name in row)]
+            for kind, row in (landscape.get("flatness") or {}).items()
         ],
         remind_notes=landscape.get("notes", []),
         rounding_rows=[[f"as they are ({arm})", number(strength[arm])] for arm in arms]
@@ -52,16 +73,25 @@ def write_unlearning_page(result: Mapping[str, Any], path: str | Path) -> Path:
     return write_atomic(Path(path), render_unlearning(result))
 
 
-def _figures(result: Mapping[str, Any], arms: list[str]) -> list[list[str]]:
-    rows = []
+def _figures(result: Mapping[str, Any], arms: list[str]) -> list[tuple[str, list[list[str]]]]:
+    """(caption, rows) of each part of the table; every figure is in exactly one."""
     values = {arm: {f["name"]: f for f in result["figures"][arm]["figures"]} for arm in arms}
+    parts: dict[str, list[list[str]]] = {caption: [] for _, caption in PARTS}
     for name, figure in values["after"].items():
+        start, caption = next((start, caption) for start, caption in PARTS if name.startswith(start))
+        short = name.removeprefix(start)
         cells = []
         for arm in arms:
             found = values[arm].get(name)
             cells.append(DASH if found is None or found["value"] is None else _with_ends(found))
-        rows.append([name.replace("_", " "), *cells, figure["target"], figure["direction"]])
-    return rows
+        parts[caption].append(
+            [
+                NAMES.get(short) or short.replace("_", " "),
+                *cells,
+                AIMS.get(str(figure["target"]), str(figure["target"])),
+            ]
+        )
+    return [(caption, rows) for caption, rows in parts.items() if rows]
 
 
 def _with_ends(figure: Mapping[str, Any]) -> str:

@@ -100,12 +100,15 @@ def steps_to_recovery(curve: RelearningCurve, level: float) -> float | None:
     return float(steps[first - 1] + (steps[first] - steps[first - 1]) * (level - low) / (high - low))
 
 
-def halves(records: RecordTable, *, seed: int = 0) -> tuple[RecordTable, RecordTable]:
+def halves(
+    records: RecordTable, *, seed: int = 0, groups: Sequence[str | None] | None = None
+) -> tuple[RecordTable, RecordTable]:
     """A random half to relearn and the disjoint other half to measure on, each in the table's order.
 
-    Records with a `group` stay together: a half is made of whole groups, so that no document is on both sides.
+    Records of one group stay together: a half is made of whole groups, so that no document is on both sides. `groups`:
+    other groups than the table's own `group` column; None for a record stands for a group of its own.
     """
-    groups = records.column("group")
+    groups = records.column("group") if groups is None else groups
     keys = [f"row {row}" if group is None else f"group {group}" for row, group in enumerate(groups)]
     names = sorted(set(keys))
     if len(names) < 2:
