@@ -54,7 +54,7 @@ def measure(n: int, queries: int) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--cases", type=int, nargs="+", default=[2000, 10_000])
     parser.add_argument("--queries", type=int, default=64)
     parser.add_argument("--out", type=Path)
