@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
+from tokenizers import normalizers
 
 from rote.errors import InputError
 from rote.scores.embedding_neighbours import EmbeddingNeighbours, nearest_tokens
@@ -74,6 +77,19 @@ def test_order_and_company_do_not_matter(neighbours):
     assert whole.texts[1] == alone.texts[0]
     assert neighbours.variants(TEXTS, k=4, p=(0.1, 0.3), seed=8).texts != whole.texts
     assert whole.round_trip == 1.0
+
+
+def test_the_way_through_text_and_back_is_counted(neighbours, tokenizer):
+    """A variant is text: encoded again it may have another number of tokens, and that is recorded."""
+    count = lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])  # noqa: E731
+    found = neighbours.variants(TEXTS, k=6, p=(0.2, 0.9))
+    expected = [[[count(variant) - count(text) for variant in shell] for shell in shells]
+                for text, shells in zip(TEXTS, found.texts, strict=True)]  # fmt: skip
+    assert found.length_change.tolist() == expected
+    assert np.any(found.length_change != 0)
+    lossy = copy.deepcopy(neighbours)
+    lossy.tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()  # decoding gives back lower case
+    assert lossy.variants(["alice", "Alice", "BOB", "bob"], k=1, p=(0.0,)).round_trip == 0.5
 
 
 def test_distances_are_those_of_the_encoder_where_one_is_given(neighbours):
