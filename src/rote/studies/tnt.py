@@ -1,12 +1,12 @@
 """TNT: chunk size is part of the function of a test-time memory; a hierarchy makes training fast (arXiv 2511.07343).
 
 Speed: forward and backward of one block, CPU time, Titans at chunk 8 against TNT, at two context lengths. Mismatch and
-its cure: associative recall (MQAR, 8 pairs in 64 tokens), a plain-descent memory trained at chunk 32, served at others,
-fine-tuned for a tenth of the steps at chunk 4 beside a control that trains on at 32. Parts: recall beyond the shard
-with and without the global memory, text with and without it. Surprise: a random string told twice.
+its cure: associative recall (MQAR, 14 pairs in 64 tokens), a plain-descent memory trained at chunk 32, served at
+others, fine-tuned for a tenth of the steps at chunk 4 beside a control that trains on at 32. Parts: recall beyond the
+shard with and without the global memory, text with and without it. Surprise: a random string told twice.
 
-The inner step of the recall model is bold (theta up to 1, rows not clipped): with timid steps a chunk hardly differs
-from a loop, and the mismatch is hidden. Whether the query-key projection helps is reported, never required.
+The inner step of the recall model is bold (theta up to 2, rows clipped at 8, W_init large): with timid steps a chunk
+hardly differs from a loop, and the mismatch is hidden. Whether the query-key projection helps is reported only.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ SHORT, LONG = 512, 4096  # tokens of the two timed contexts
 STEPS, CURE = 400, 40  # outer steps at chunk 32; a tenth of them at chunk 4
 CHUNKS = (1, 2, 4, 8, 16, 32, 64)
 TEXT_STEPS, TEXT_CONTEXT = 100, 256
+STRINGS = 40  # random strings told once or twice
 
 CLAIMS = (
     Claim(
@@ -46,7 +47,7 @@ CLAIMS = (
         "cure",
         "A short second stage at the smaller chunk makes the memory usable there; training on at the old one does not.",
         "stage 2 of 5 % of the compute",
-        "recall at chunk 4 after 10 % more steps at 4: >= 5 times the untuned; control (10 % more at 32): < 2 times",
+        "recall at chunk 4 after 10 % more steps at 4: >= 5 times the untuned; control, 10 % more at 32: < 2 times",
     ),
     Claim(
         "global_memory",
@@ -58,7 +59,7 @@ CLAIMS = (
         "surprise",
         "A random string is surprising when it is first told, and less when told again.",
         "implied: the gradient is the surprise",
-        "median over strings of mean surprise, first occurrence over second: >= 1.2",
+        "median of 40 strings: mean surprise where never told before over that where told before: >= 1.2",
     ),
 )
 
@@ -72,6 +73,7 @@ def run(context: StudyContext) -> None:
         chunk_claims(context)
         parts(context)
         text(context)
+        surprise_claim(context)
 
 
 def model(seed: int, **settings: Any):
@@ -121,6 +123,22 @@ def speed(context: StudyContext) -> None:
     )
 
 
+def surprise_claim(context: StudyContext) -> None:
+    """A linear memory that recalls everything, and what it is surprised by."""
+    from rote.memory.tnt import RecallTask, recall_accuracy, train_recall
+
+    context.progress("surprise of a linear memory")
+    task = RecallTask(pairs=14, queries=14)
+    linear = model(
+        context.seed, architecture="titans", memory="linear", chunk=4, momentum=False, forget=False, clip=None,
+        **recall_settings(task),
+    )  # fmt: skip
+    train_recall(linear, task, steps=120, batch_size=8, learning_rate=6e-3, seed=context.seed)
+    found = surprise(linear, task, context.seed)
+    found["observed"]["recall"] = recall_accuracy(linear, task, seed=context.seed + 1)
+    context.claim("surprise", **found)
+
+
 def recall_settings(task) -> dict[str, Any]:
     return {"vocab_size": task.vocab_size, "hidden_size": 48, "num_hidden_layers": 1, "intermediate_size": 96}
 
@@ -129,11 +147,12 @@ def chunk_claims(context: StudyContext) -> None:
     """Mismatch and cure, on one model of plain descent."""
     from rote.memory.tnt import RecallTask, recall_accuracy, rechunked, train_recall
 
-    task, seed = RecallTask(), context.seed
+    task, seed = RecallTask(pairs=14, queries=14), context.seed
     plain = model(
-        seed, architecture="titans", chunk=32, momentum=False, forget=False, rate_max=1.0, clip=None,
+        seed, architecture="titans", chunk=32, momentum=False, forget=False, rate_max=2.0, clip=8.0,
         **recall_settings(task),
     )  # fmt: skip
+    bold(plain)
     context.progress("training a memory at chunk 32")
     losses = train_recall(plain, task, steps=STEPS, batch_size=16, learning_rate=4e-3, seed=seed)
     by_chunk = {c: recall_accuracy(rechunked(plain, chunk=c), task, seed=seed + 1) for c in CHUNKS}
@@ -144,10 +163,10 @@ def chunk_claims(context: StudyContext) -> None:
     )
     context.claim("mismatch_larger", observed={32: by_chunk[32], 64: by_chunk[64]}, holds=by_chunk[64] < by_chunk[32])
     context.progress("fine-tuning at chunk 4, and the control at 32")
-    more = {"steps": CURE, "batch_size": 16, "learning_rate": 4e-3, "warmup": 5, "seed": seed + 2}
+    more: dict[str, Any] = {"steps": CURE, "batch_size": 16, "learning_rate": 6e-3, "warmup": 3, "decay": False}
     tuned, control = rechunked(plain, chunk=4), rechunked(plain, chunk=32)
-    train_recall(tuned, task, **more)
-    train_recall(control, task, **more)
+    train_recall(tuned, task, seed=seed + 2, **more)
+    train_recall(control, task, seed=seed + 2, **more)
     after = {c: recall_accuracy(rechunked(tuned, chunk=c), task, seed=seed + 1) for c in CHUNKS}
     same = {c: recall_accuracy(rechunked(control, chunk=c), task, seed=seed + 1) for c in CHUNKS}
     context.table("recall_by_chunk", [
@@ -157,9 +176,18 @@ def chunk_claims(context: StudyContext) -> None:
     context.claim(
         "cure",
         observed={"untuned": by_chunk[4], "tuned": after[4], "control": same[4], "chance": task.chance},
-        holds=after[4] >= 5 * by_chunk[4] and same[4] < 2 * max(by_chunk[4], task.chance),
+        holds=after[4] >= 5 * max(by_chunk[4], task.chance) and same[4] < 2 * max(by_chunk[4], task.chance),
     )
     context.figure("recall_by_chunk", recall_figure(by_chunk, after, same))
+
+
+def bold(memory: Any) -> None:
+    """First layers of W_init three times as large: a write then moves the memory by as much as it holds."""
+    import torch
+
+    with torch.no_grad():
+        for block in memory.model.blocks:
+            block.memory.paths[0].initial[0].mul_(3)
 
 
 def parts(context: StudyContext) -> None:
@@ -183,7 +211,7 @@ def parts(context: StudyContext) -> None:
 
 
 def text(context: StudyContext) -> None:
-    """Perplexity of this Python's documentation by parts, and surprise at a string told twice."""
+    """Perplexity of this Python's documentation by parts: reported, with no claim on the query-key projection."""
     from rote.memory.tnt import evaluate, train
     from rote.memory.tnt.checkpoints import split
     from rote.models import TrainingConfig
@@ -208,31 +236,31 @@ def text(context: StudyContext) -> None:
             "chunk": 8,
         },
     }
-    found, kept = [], None
+    found = []
     for name, settings in arms.items():
         context.progress(f"text: {name}")
         each = model(context.seed, **settings)
         train(each, stream, TrainingConfig(batch_size=4))
         found.append({"model": name, "perplexity": evaluate(each, held[:64]).perplexity, "bytes": 64 * TEXT_CONTEXT})
-        kept = kept or each
     context.table("text_perplexity", found)
-    context.claim("surprise", **surprise(kept, context.seed))
 
 
-def surprise(trained: Any, seed: int) -> dict[str, Any]:
-    """Mean surprise of random strings of 24 letters, first and second occurrence, 16 letters apart, in one shard."""
+def surprise(trained: Any, task: Any, seed: int) -> dict[str, Any]:
+    """Mean surprise of random pairs that were never told, over that of the same pairs when they were told before.
+
+    Both sequences end alike, so place, chunk and text are the same on either side: only the memory differs.
+    """
     import torch
 
     from rote.memory.tnt import token_surprise
 
-    rng, ratios = np.random.default_rng([seed, 5]), []
-    letters = np.frombuffer(b"abcdefghijklmnopqrstuvwxyz", dtype=np.uint8).astype(np.int64)
-    for _ in range(40):
-        string, between = rng.choice(letters, 24), rng.choice(letters, 16)
-        whole = torch.from_numpy(np.concatenate([string, between, string]))
-        values = token_surprise(trained, whole)
-        # The first bytes of the second telling have no known predecessor yet: left out on both sides.
-        ratios.append(float(values[4:24].mean() / values[44:64].mean()))
+    ids, _ = task.batch(2 * STRINGS, np.random.default_rng([seed, 5]))
+    told, size = 2 * task.pairs, 32
+    ratios = []
+    for one, other in zip(ids[:STRINGS], ids[STRINGS:], strict=True):
+        again = token_surprise(trained, torch.cat([one[:size], one[:told]]))[size + 1 :: 2]
+        first = token_surprise(trained, torch.cat([other[:size], one[:told]]))[size + 1 :: 2]
+        ratios.append(float(first.mean() / again.mean()))
     middle = float(np.median(ratios))
     return {"observed": {"median": middle, "strings": len(ratios)}, "holds": middle >= 1.2}
 
