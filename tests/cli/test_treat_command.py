@@ -114,32 +114,41 @@ def test_the_same_command_again_changes_nothing_and_another_is_refused(files, tr
     assert "belongs to another run (method settings changed)" in capsys.readouterr().err
 
 
-def test_stopped_while_the_checkpoint_is_written_and_run_again(files, treatments, tmp_path):
+def test_stopped_while_the_checkpoint_is_written_and_run_again(files, treatments, tmp_path, monkeypatch, capsys):
     """Interrupted, then killed: the treated weights are there whole or not at all, and the rerun ends with the same."""
-    out = tmp_path / "run"
+    out, ready = tmp_path / "run", tmp_path / "ready"
     arguments = [*command(files, "unlearn", *NPO, "--control", files["control"]), "-o", str(out), "-q"]
-    scored = {}
-    for how in (signal.SIGINT, signal.SIGKILL):
-        ready = tmp_path / f"ready-{how}"
-        worker = subprocess.Popen(
-            [sys.executable, "-c", UNHURRIED, *arguments], stderr=subprocess.PIPE, text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "READY": str(ready)},
-        )  # fmt: skip
-        deadline = time.monotonic() + 120
-        while not ready.exists() and time.monotonic() < deadline and worker.poll() is None:
-            time.sleep(0.01)
-        worker.send_signal(how)
-        said = worker.communicate()[1]
-        if how == signal.SIGINT:
-            assert worker.returncode == 130
-            assert said.strip() == "rote: interrupted; the same command continues where this one stopped"
-            assert not list(out.glob(".checkpoint*"))
-            scored = {file: file.stat().st_mtime_ns for file in (out / "before").glob("scores/*.parquet")}
-            assert scored
-        assert not (out / "checkpoint").exists()
-        assert not (out / "treatment.json").exists()
+
+    def untouched() -> bool:
+        return not (out / "checkpoint").exists() and not (out / "treatment.json").exists()
+
+    replace = os.replace
+
+    def interrupted(source, target):  # what Ctrl-C does at the worst moment
+        if str(target).endswith("checkpoint"):
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", interrupted)
+        assert main(arguments) == 130
+    assert "the same command continues where this one stopped" in capsys.readouterr().err
+    assert untouched()
+    assert not list(out.glob(".checkpoint*"))
+    scored = {file: file.stat().st_mtime_ns for file in (out / "before").glob("scores/*.parquet")}
+    worker = subprocess.Popen(
+        [sys.executable, "-c", UNHURRIED, *arguments], stderr=subprocess.DEVNULL,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "READY": str(ready)},
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not ready.exists() and time.monotonic() < deadline and worker.poll() is None:
+        time.sleep(0.01)
+    worker.send_signal(signal.SIGKILL)
+    worker.wait()
+    assert ready.exists()
+    assert untouched()
     assert main(arguments) == 0
-    assert scored == {file: file.stat().st_mtime_ns for file in scored}  # the first audit's pass is kept
+    assert scored == {file: file.stat().st_mtime_ns for file in scored} != {}  # the first audit's pass is kept
     done = json.loads((treatments["unlearn"] / "treatment.json").read_text())
     again = json.loads((out / "treatment.json").read_text())
     assert (again["treated"], again["pairs"]) == (done["treated"], done["pairs"])
