@@ -1,5 +1,6 @@
 """`rote audit lm` as users meet it: options, configuration, and every kind of bad input in one line, exit status 2."""
 
+import csv
 import json
 import shutil
 
@@ -224,3 +225,17 @@ def test_progress_names_what_a_stage_counts(monkeypatch):
     assert "records/s" in shown.getvalue()
     assert "tokens/s" in shown.getvalue()
     assert "[records]" not in shown.getvalue()
+
+
+def test_named_columns_of_targets_and_controls_without_them(memorizer, tmp_path):
+    texts = [json.loads(line)["text"] for line in memorizer[1].read_text().splitlines()][:3]
+    with (tmp_path / "targets.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("passage", "copies"), *((text, 8) for text in texts)])
+    (tmp_path / "plain.txt").write_text("Return the sum of a list of numbers.\n\nThe start value of an empty list.\n")
+    (tmp_path / "table.csv").write_text("passage\nOne more passage that nobody was trained on.\n")
+    names = ["--text-column", "passage", "--column", "duplicates=copies"]
+    unseen = ["--control", str(tmp_path / "plain.txt"), "--control", str(tmp_path / "table.csv")]
+    command = ["audit", "lm", str(memorizer[0]), str(tmp_path / "targets.csv"), *names, *unseen]
+    assert main([*command, "-o", str(tmp_path / "run"), "-q"]) == 0
+    found = json.loads((tmp_path / "run" / "findings.json").read_text())["records"]
+    assert (found["targets"], found["controls"]) == (3, 3)

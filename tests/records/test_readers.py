@@ -333,3 +333,10 @@ def test_reading_costs_little_beyond_the_arrow_buffers(tmp_path):
     assert table.table.nbytes > 4e6
     assert peak < 8e6  # Python's own objects: one chunk of rows, not 40,000 dictionaries (20 MB)
     assert table.column("duplicates")[7] == 2
+
+
+def test_a_text_file_has_no_fields_to_be_named(tmp_path):
+    (tmp_path / "a.txt").write_text("One passage.\n\nAnother passage.\n")
+    (tmp_path / "b.csv").write_text("body\nA third passage.\n")
+    table = read_records([tmp_path / "a.txt", tmp_path / "b.csv"], columns={"text": "body"})
+    assert table.column("text") == ["One passage.", "Another passage.", "A third passage."]

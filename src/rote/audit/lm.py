@@ -315,8 +315,8 @@ def estimate(
     passes: int = 1,
     settings: AuditSettings | None = None,
 ) -> Estimate:
-    """Time and memory of the passes, from a short trial on the longest records. What `settings.near` and
-    `settings.compress` will read besides is counted too (the latter at most)."""
+    """Time and memory of the passes, from a short trial on the longest records. What `settings.attacks`,
+    `settings.near` and `settings.compress` will read besides is counted too (the last at most)."""
     scorer = TokenScorer(prepared.model, schemes)
     lengths = prepared.lengths[prepared.order]
     count = max(1, int(np.searchsorted(np.cumsum(lengths), PROBE_TOKENS)))
@@ -329,6 +329,14 @@ def estimate(
     total = prepared.tokens * passes
     if settings is not None:
         total += near_tokens(prepared, settings) + compression_tokens(prepared, settings)
+        passes_of = {
+            "lowercase": 1,
+            "recall": 1,
+            "con_recall": 2,
+            "gradient_norm": 3,
+            "neighbourhood": settings.neighbours,
+        }
+        total += prepared.tokens * sum(passes_of[attack] for attack in settings.attacks)
     return Estimate(total, total / rate, peak_rss_mb())
 
 

@@ -164,7 +164,9 @@ def lm(
 
     options = {"columns": _columns(text_column, id_column, column), "format": format_, "txt_unit": txt_unit}
     targets = read_records(records, limit=limit, **options)
-    controls = read_records(control, **options) if control else None
+    # Of controls everybody knows how often they were trained on: never. Their files need no such column.
+    named = {name: field for name, field in (options["columns"] or {}).items() if name not in ("duplicates", "member")}
+    controls = read_records(control, **options | {"columns": named or None}) if control else None
     run = output or Path("runs") / f"{Path(model).name}-{records[0].name.split('.')[0]}"
     silent = quiet or json_
     with progress_bars(quiet=silent) as progress:

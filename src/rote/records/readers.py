@@ -37,7 +37,8 @@ def read_records(
     Formats by name (`.jsonl .ndjson .json .csv .tsv .parquet .arrow .txt .text .md`, each also inside gzip or zstd), or
     by `format` for all. A folder is read with its sub-folders, files by name; files with other endings in it are not
     read.
-    columns: {field of a record: field in the file}, for example {"text": "body", "id": "uid"}.
+    columns: {field of a record: field in the file}, for example {"text": "body", "id": "uid"}; text files have no
+    fields and are read without it.
     txt_unit: what a record is in a text file, a paragraph (parted by empty lines) or the whole file.
     limit: stop after so many records.
     Rows without id are named "<file stem>:<line>" (binary formats: row, from 1).
@@ -54,7 +55,7 @@ def read_records(
     files = find_files(path, format=format)
     for file in files:
         before = builder.rows
-        _read_file(file, check, builder, extra, txt_unit, limit)
+        _read_file(file, RowCheck() if file.format == "txt" else check, builder, extra, txt_unit, limit)
         if builder.rows == before and len(files) == 1:
             raise InputError(f"{file.label}: no record in it. Give a file with at least one row.")
         if limit is not None and builder.rows >= limit:
