@@ -65,7 +65,7 @@ def least(tasks: dict[Any, Callable[[], object]], repetitions: int) -> dict[Any,
     return best
 
 
-def training(lengths: list[int], repetitions: int) -> list[dict[str, Any]]:
+def training(lengths: list[int], repetitions: int, counts: list[int]) -> list[dict[str, Any]]:
     rows = []
     for length in lengths:
         ids = torch.randint(0, 256, (1, length), generator=torch.Generator().manual_seed(0))
@@ -73,11 +73,11 @@ def training(lengths: list[int], repetitions: int) -> list[dict[str, Any]]:
         for name, settings in ARMS.items():
             model = make(TNTConfig(**BLOCK, **settings), 0)
             optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-            for count in (1, 2):
+            for count in counts:
                 tasks[name, count] = step_of(model, optimizer, ids, count)
         found = least(tasks, repetitions)
         for name in ARMS:
-            walls = {count: found[name, count][0] for count in (1, 2)}
+            walls = {count: found[name, count][0] for count in counts}
             count = min(walls, key=walls.__getitem__)
             row = {
                 "tokens": length, "model": name, "threads": count, "tokens_per_second": length / walls[count],
@@ -86,7 +86,8 @@ def training(lengths: list[int], repetitions: int) -> list[dict[str, Any]]:
             rows.append(row)
             print(
                 f"{length:6} tokens, {name:50} {row['tokens_per_second']:9,.0f} tokens/s with {count} threads,"
-                f" {row['tokens_per_cpu_second']:9,.0f} tokens/CPU s with 1"
+                f" {row['tokens_per_cpu_second']:9,.0f} tokens/CPU s with 1",
+                flush=True,
             )
     return rows
 
@@ -166,15 +167,26 @@ def decoding(lengths: list[int], tokens: int) -> list[dict[str, Any]]:
         for length in lengths:
             ids = torch.randint(0, 256, (1, length), generator=torch.Generator().manual_seed(0))
             cache = model(input_ids=ids, use_cache=True).past_key_values
-            size, times, token = cache.numel, [], ids[:, -1:]
+            size, times, work, token = cache.numel, [], [], ids[:, -1:]
             for _ in range(tokens):
-                begin = time.perf_counter()
+                begin = time.perf_counter(), time.process_time()
                 token = (
                     model(input_ids=token, past_key_values=cache, use_cache=True).logits[:, -1].argmax(-1, keepdim=True)
                 )
-                times.append(time.perf_counter() - begin)
-            rows.append({"context": length, "ms_a_token": 1e3 * float(np.median(times)), "state_numbers": size})
-            print(f"decode behind {length:6}: {rows[-1]['ms_a_token']:.2f} ms a token, {size:,} numbers of state")
+                times.append(time.perf_counter() - begin[0])
+                work.append(time.process_time() - begin[1])
+            rows.append(
+                {
+                    "context": length,
+                    "ms_a_token": 1e3 * float(np.median(times)),
+                    "cpu_ms_a_token": 1e3 * float(np.median(work)),
+                    "state_numbers": size,
+                }
+            )
+            print(
+                f"decode behind {length:6}: {rows[-1]['ms_a_token']:.2f} ms a token"
+                f" ({rows[-1]['cpu_ms_a_token']:.2f} of CPU), {size:,} numbers of state"
+            )
     return rows
 
 
@@ -252,23 +264,26 @@ def main() -> None:
     parser.add_argument("--out")
     parser.add_argument("--peer", help="folder with titans-pytorch and what it needs")
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
+    parser.add_argument("--threads", default="1,2", help="numbers of threads to try in training; 1 must be among them")
+    parser.add_argument("--repetitions", type=int, default=3, help="of every timed training step")
     parser.add_argument("--only", default="training,decoding,peer,quality", help="parts; others in --out are kept")
     options = parser.parse_args()
     quick, only = options.quick, options.only.split(",")
+    counts = [int(count) for count in options.threads.split(",")]
     result: dict[str, Any] = {}
     if options.out and os.path.exists(options.out):
         with open(options.out) as file:
             result = json.load(file)
     result["versions"] = versions()
     if "training" in only:
-        result["training"] = training([256, 512] if quick else [4096, 16384], 1 if quick else 3)
+        result["training"] = training([256, 512] if quick else [4096, 16384], options.repetitions, counts)
         result["ratios"] = ratios(result["training"])
     if "decoding" in only:
         result["decoding"] = decoding([512, 1024] if quick else [512, 1024, 4096, 16384], 16 if quick else 128)
     if "peer" in only:
-        result["peer"] = peer(options.peer, 128 if quick else 1024, 32, [16] if quick else [16, 64], 1 if quick else 3)
+        result["peer"] = peer(options.peer, 128 if quick else 512, 32, [16] if quick else [16, 64], 1 if quick else 3)
     if "quality" in only:
-        result["quality"] = quality(4 if quick else 200, 64 if quick else 512, 0)
+        result["quality"] = quality(4 if quick else 120, 64 if quick else 512, 0)
     if options.out:
         with open(options.out, "w") as file:
             json.dump(result, file, indent=1)

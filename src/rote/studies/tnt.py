@@ -22,6 +22,7 @@ SHORT, LONG = 512, 4096  # tokens of the two timed contexts
 STEPS, CURE = 400, 40  # outer steps at chunk 32; a tenth of them at chunk 4
 CHUNKS = (1, 2, 4, 8, 16, 32, 64)
 TEXT_STEPS, TEXT_CONTEXT = 100, 256
+LENGTHS = (64, 128, 256, 512)  # recall beyond the trained length
 STRINGS = 40  # random strings told once or twice
 
 CLAIMS = (
@@ -194,7 +195,7 @@ def parts(context: StudyContext) -> None:
     """Recall beyond the shard, with and without the global memory."""
     from rote.memory.tnt import RecallTask, recall_accuracy, train_recall
 
-    task, found = RecallTask(), {}
+    task, found, beyond = RecallTask(), {}, []
     for name, chunk in (("with", 32), ("without", None)):
         context.progress(f"recall {name} the global memory")
         each = model(
@@ -203,6 +204,11 @@ def parts(context: StudyContext) -> None:
         )  # fmt: skip
         train_recall(each, task, steps=150, batch_size=16, learning_rate=4e-3, seed=context.seed)
         found[name] = recall_accuracy(each, task, seed=context.seed + 1)
+        for length in LENGTHS:  # trained at 64 tokens
+            longer = RecallTask(length=length)
+            value = recall_accuracy(each, longer, sequences=64, seed=context.seed + 1)
+            beyond.append({"global memory": name, "tokens": length, "recall": value, "chance": task.chance})
+    context.table("recall_beyond_training", beyond)
     context.claim(
         "global_memory",
         observed=found | {"chance": task.chance},

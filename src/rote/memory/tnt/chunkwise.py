@@ -167,10 +167,17 @@ def chunk_step(
     norm: Norm,
     return_surprise: bool = False,
 ):
-    """One chunk's writes: (x_l, clipped g_l, ||u_t|| or None, weights after, momentum after)."""
+    """One chunk's writes: (x_l, clipped g_l, ||u_t|| or None, weights after, momentum after).
+
+    For plain descent the rows come back as theta g_l: the read needs them so.
+    """
     inputs, rows = function.gradients(frozen, k, v, norm)
     norms = surprise(inputs, rows) if return_surprise else None
     rows = function.clipped(rows)
+    if c.scaled:
+        rows = [g * c.last[..., None] for g in rows]
+        after = [torch.baddbmm(w, x.transpose(1, 2), g, alpha=-1) for x, g, w in zip(inputs, rows, now, strict=True)]
+        return inputs, rows, norms, after, None
     keeps_momentum = c.momentum_write is not None
     after: list[Tensor] = []
     momentum_after: list[Tensor] = []
@@ -227,7 +234,7 @@ def _read_group(
         weights = [together([item[0][layer] for item in kept]) for layer in range(function.depth)]
         return function.forward(weights, queries, norm).view(memories, count * size, width)
     write, keep, carry = part(coefficients.write), part(coefficients.keep), part(coefficients.carry)
-    assert write is not None
+    assert write is not None or coefficients.scaled
     has_momentum = carry is not None and kept[-1][2] is not None
     z = queries
     for layer in range(function.depth):
@@ -241,7 +248,8 @@ def _read_group(
             assert carry is not None
             carried = [torch.zeros_like(item[1][layer]) if item[2] is None else item[2][layer] for item in kept]
             base = torch.addcmul(base, torch.bmm(x, together(carried)), carry[..., None])
-        scores = torch.bmm(x, inputs.transpose(1, 2)) * write
+        scores = torch.bmm(x, inputs.transpose(1, 2))
+        scores = scores.tril() if write is None else scores * write
         z = torch.baddbmm(base, scores, rows, alpha=-1)
         if layer < function.depth - 1:
             z = function.activate(z)

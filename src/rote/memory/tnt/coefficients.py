@@ -30,7 +30,8 @@ SMALLEST = 1e-30  # of a decay or a momentum: its logarithm stays finite, its pr
 class Coefficients:
     """Scalars of chunks, leading axes "n" (any number). None stands for all ones (keep), or for a part that is absent.
 
-    keep beta_t; carry f_t; write G; last G[C,:]; momentum_keep prod eta; momentum_write A_e[C,:] theta. `complete` says
+    keep beta_t; carry f_t; write G; last G[C,:]; momentum_keep prod eta; momentum_write A_e[C,:] theta. `scaled`: plain
+    descent, where G = tril(1) diag(last): the rows g_i are scaled once and G is never formed. `complete` says
     whether the last token of the piece ends its chunk; only there do averaged steps (TTT) move the weights.
     """
 
@@ -40,6 +41,7 @@ class Coefficients:
     carry: Float[Tensor, "*n C"] | None = None
     momentum_keep: Float[Tensor, "*n"] | None = None
     momentum_write: Float[Tensor, "*n C"] | None = None
+    scaled: bool = False
     averaged: bool = False
     complete: bool = True
 
@@ -49,7 +51,10 @@ class Coefficients:
         parts = {name: value.unbind(1) for name in names if (value := getattr(self, name)) is not None}
         return [
             Coefficients(
-                **{name: part[i] for name, part in parts.items()}, averaged=self.averaged, complete=self.complete
+                **{name: part[i] for name, part in parts.items()},
+                scaled=self.scaled,
+                averaged=self.averaged,
+                complete=self.complete,
             )
             for i in range(self.last.shape[1])
         ]
@@ -87,10 +92,8 @@ def titans_coefficients(
         theta = theta * live
         alpha = None if alpha is None else alpha * live
         eta = None if eta is None else 1 - live + eta * live
-    size = theta.shape[-1]
     if alpha is None and eta is None:
-        lower = torch.ones(size, size, dtype=theta.dtype, device=theta.device).tril()
-        return Coefficients(last=theta, write=theta[..., None, :] * lower if reads else None)
+        return Coefficients(last=theta, scaled=True)
     if eta is None:
         assert alpha is not None
         decay = segment_products(1 - alpha)
