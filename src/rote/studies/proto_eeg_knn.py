@@ -84,12 +84,12 @@ CLAIMS = (
 class Size:
     """How much is simulated and trained; a test runs the same study smaller."""
 
-    segments: int = 3000
-    patients: int = 300
+    segments: int = 2400
+    patients: int = 240
     test_share: float = 0.27
-    detector_epochs: int = 8
+    detector_epochs: int = 7
     warm_epochs: int = 1
-    epochs: int = 3
+    epochs: int = 2
     width: float = 0.5
     scan_seconds: float = 60.0
 
