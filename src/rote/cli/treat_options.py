@@ -37,12 +37,12 @@ TextColumn = Annotated[str | None, typer.Option(help="Field that holds the text.
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")]
-Overwrite = Annotated[bool, typer.Option(help="Start over although the directory holds another treatment.")]
+Overwrite = Annotated[bool, typer.Option(help="Start over although the directory holds another run.")]
 Tasks = Annotated[
     Path | None,
     typer.Option(help="Folder of lm-evaluation-harness task files (needs lm-eval): run before and after as utility."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print treatment.json on stdout.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress, no summary.")]
 
 
