@@ -84,10 +84,10 @@ CLAIMS = (
 class Size:
     """How much is simulated and trained; a test runs the same study smaller."""
 
-    segments: int = 2400
-    patients: int = 240
+    segments: int = 3000
+    patients: int = 300
     test_share: float = 0.27
-    detector_epochs: int = 7
+    detector_epochs: int = 8
     warm_epochs: int = 1
     epochs: int = 2
     width: float = 0.5
