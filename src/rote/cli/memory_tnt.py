@@ -86,6 +86,7 @@ def train(
     from rote.memory.tnt import TNTConfig, evaluate, finetune
     from rote.memory.tnt import train as fit
     from rote.memory.tnt.checkpoints import load_checkpoint, make, pack, save_checkpoint, split
+    from rote.memory.tnt.training import repeated
     from rote.models import TrainingConfig, train_bpe
 
     texts = _texts(text)
@@ -96,7 +97,7 @@ def train(
         if start is not None:
             model, tokenizer = load_checkpoint(start)
             rows, held = split(pack(tokenizer, texts, context), 0.1, seed)
-            short = _repeated(rows, 0.05 * epochs, batch_size)
+            short = repeated(rows, 0.05 * epochs, batch_size)
             before = evaluate(model, held)
             model = finetune(
                 model, short, local_chunks=sizes, chunk=chunk, trainable=trainable, config=recipe, progress=tell
@@ -114,7 +115,7 @@ def train(
             model, before = make(settings, seed), None
             every = 50 if resume else 0
             fit(
-                model, _repeated(rows, epochs, batch_size), recipe, progress=tell, checkpoint=resume,
+                model, repeated(rows, epochs, batch_size), recipe, progress=tell, checkpoint=resume,
                 checkpoint_every=every,
             )  # fmt: skip
     after = evaluate(model, held)
@@ -210,8 +211,6 @@ def surprise(
     quiet: Quiet = False,
 ) -> None:
     """Tokens of a text by surprise: where the memory was told to change most, with shard and chunk."""
-    import torch
-
     from rote.memory.tnt import most_surprising
     from rote.memory.tnt.checkpoints import load_checkpoint
     from rote.memory.tnt.surprise import path_names
@@ -220,7 +219,7 @@ def surprise(
         raise InputError(f"--top is {top}: it must be 1 or more")
     loaded, tokenizer = load_checkpoint(model)
     content = "\n".join(_texts([text]))
-    ids = torch.tensor(tokenizer(content, add_special_tokens=False, verbose=False)["input_ids"], dtype=torch.int64)
+    ids = tokenizer(content, add_special_tokens=False, verbose=False)["input_ids"]
     found = most_surprising(loaded, ids, top=top, path=memory)
     for row in found:
         token = row.pop("token")
@@ -258,14 +257,6 @@ def _sizes(value: str, flag: str) -> list[int]:
     if not sizes or min(sizes) < 1:
         raise InputError(f"{flag} {value!r}: give one number or more, each 1 or larger")
     return sizes
-
-
-def _repeated(rows: Any, epochs: float, batch_size: int) -> Any:
-    """The rows `epochs` times over, in order; one batch at least."""
-    import numpy as np
-
-    count = max(batch_size, round(epochs * len(rows)))
-    return np.resize(rows, (count, rows.shape[1]))
 
 
 def _steps(progress: Callable[[str, int, int], None]) -> Callable[[int, int, float], None]:

@@ -11,6 +11,7 @@ Source: Behrouz et al. 2025, "Titans", arXiv 2501.00663, sec. 3.1 (momentary sur
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -61,9 +62,10 @@ def token_surprise(
 
 
 def most_surprising(
-    model: TNTForCausalLM, input_ids: Int[Tensor, " tokens"], *, top: int = 50, path: int | None = None
+    model: TNTForCausalLM, input_ids: Int[Tensor, " tokens"] | Sequence[int], *, top: int = 50, path: int | None = None
 ) -> list[dict[str, Any]]:
     """The `top` tokens by surprise, highest first."""
+    input_ids = torch.as_tensor(input_ids, dtype=torch.int64)
     values = token_surprise(model, input_ids, path=path)
     names = path_names(model)
     chosen = (1 if names[0] == "global" and len(names) > 1 else 0) if path is None else path

@@ -97,6 +97,13 @@ def rechunked(
     return other.train(model.training)
 
 
+def repeated(
+    rows: Int[np.ndarray, "sequences tokens"], epochs: float, batch_size: int
+) -> Int[np.ndarray, "steps tokens"]:
+    """The rows `epochs` times over, in order; one batch at least."""
+    return np.resize(rows, (max(batch_size, round(epochs * len(rows))), rows.shape[1]))
+
+
 def evaluate(model: TNTForCausalLM, stream: Int[np.ndarray, "sequences tokens"], *, batch_size: int = 8) -> Evaluation:
     """Perplexity of tokens 2 .. L + 1 of every row. Raises InputError for an empty stream or foreign token ids,
     RoteError where the memory diverges (a loss that is not finite)."""
