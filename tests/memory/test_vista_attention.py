@@ -177,7 +177,7 @@ def test_decoder_is_causal_and_the_loss_is_its_formula():
     mask = torch.tensor([[True] * 6, [True] * 3 + [False] * 3])
     error = reconstruction_error(told, events, mask)
     for user, length in enumerate((6, 3)):
-        terms = [((told[user, i] - events[user, i + 1]) ** 2).mean() for i in range(length - 1)]
+        terms = [((told[user, i] - events[user, i + 1]) ** 2).sum() for i in range(length - 1)]
         assert torch.allclose(error[user], torch.stack(terms).mean())
     alone = reconstruction_error(told[:, :1], events[:, :1], mask[:, :1])
     assert alone.tolist() == [0, 0]

@@ -202,10 +202,14 @@ def test_deletion_leaves_nothing(place):
 def test_what_has_expired_is_gone_and_swept(place):
     with open_store(place[0], version=VERSION) as store:
         store.put_many({"old": summary(1, written=time.time() - 100), "new": summary(2)})
+    with open_store(place[0], version=OTHER) as store:
+        store.put_many({"old": summary(3, version=OTHER)})
     with open_store(place[0], version=VERSION, ttl=50) as store:
         assert [found is None for found in store.get_many(["old", "new"])] == [True, False]
         assert store.sweep() == 1
         assert sorted(store.scan()) == ["new"]
+    with open_store(place[0], version=OTHER) as store:
+        assert sorted(store.scan()) == ["old"]  # the next model's summaries are not swept with the last one's
 
 
 def test_redis_expires_by_itself(redis_server):

@@ -343,7 +343,7 @@ def _reconstruction(context: StudyContext, data: _Data, model: Vista) -> None:
     observed = {
         "L_rec own": float(own.mean()), "L_rec other": float(other.mean()), "gap": float(gap.mean()),
         "standard error": error, "users better with their own": float((gap > 0).double().mean()),
-        "variance of the targets": float(events.flatten(0, 1).var(0).mean()),
+        "variance of the targets": float(events.flatten(0, 1).var(0).sum()),
     }  # fmt: skip
     context.claim("reconstruction", observed=observed, holds=float(gap.mean()) > 3.29 * error)
 

@@ -138,12 +138,13 @@ class LmdbStore(SummaryStore):
             self._finish_rewriting()
             self._grown(work)
 
-    def _erase(self, users: list[str]) -> dict[str, int]:
+    def _erase(self, users: list[str], version: str | None) -> dict[str, int]:
         counts: dict[str, int] = {}
 
         def work(env: lmdb.Environment) -> None:
             with env.begin(write=True) as txn:
-                names = [key[len(_VERSION) :].decode("ascii") for key in _under(txn, _VERSION)]
+                known = [key[len(_VERSION) :].decode("ascii") for key in _under(txn, _VERSION)]
+                names = known if version is None else [version]
                 for user in users:
                     counts[user] = sum(txn.delete(_key(name, user)) for name in names)
                 if any(counts.values()):

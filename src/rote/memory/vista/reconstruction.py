@@ -3,9 +3,10 @@
 A causal transformer reads [z_1 .. z_K, u_1 .. u_M] and emits v_1 .. v_M at the history's positions; v_i may use all of
 z and u_1 .. u_i only.
 
-    L_rec = mean over i = 1 .. M-1 and the dims of (v_i - u_{i+1})^2
+    L_rec = mean over i = 1 .. M-1 of || v_i - u_{i+1} ||_2^2
 
-The paper sums; the mean keeps the loss's weight independent of length and width. The targets u_{i+1} are detached:
+The paper sums over i too; the mean keeps the loss's weight independent of the length. (Averaged over the dims as well, the
+loss teaches nothing beside the task at the paper's weight of 1.) The targets u_{i+1} are detached:
 otherwise the embeddings shrink to zero to please the loss. With the true user's summary against another user's, the
 same number measures what the summary keeps (`shuffled_gap`).
 
@@ -75,9 +76,9 @@ class Decoder(nn.Module):
 def reconstruction_error(
     told: Float[Tensor, "b m dim"], events: Float[Tensor, "b m dim"], mask: Bool[Tensor, "b m"]
 ) -> Float[Tensor, " b"]:
-    """L_rec of each user: the mean squared error of v_i against u_{i+1}; 0 for a user with fewer than two events."""
+    """L_rec of each user: the mean over positions of || v_i - u_{i+1} ||_2^2; 0 for a user with fewer than two events."""
     pairs = (mask[:, 1:] & mask[:, :-1]).to(told.dtype)
-    error = (told[:, :-1] - events[:, 1:].detach()).square().mean(-1)
+    error = (told[:, :-1] - events[:, 1:].detach()).square().sum(-1)
     return (error * pairs).sum(1) / pairs.sum(1).clamp(min=1)
 
 

@@ -70,8 +70,8 @@ class RedisStore(SummaryStore):
                 batch.set(_key(version, user), value, px=expire)
             batch.execute()
 
-    def _erase(self, users: list[str]) -> dict[str, int]:
-        names = self.versions()
+    def _erase(self, users: list[str], version: str | None) -> dict[str, int]:
+        names = self.versions() if version is None else [version]
         with self._errors(), self.client.pipeline(transaction=True) as batch:
             for user in users:
                 batch.delete(*(_key(name, user) for name in names or [self.version]))

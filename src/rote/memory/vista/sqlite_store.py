@@ -67,9 +67,10 @@ class SqliteStore(SummaryStore):
                 [(version, user, value) for user, value in values.items()],
             )
 
-    def _erase(self, users: list[str]) -> dict[str, int]:
+    def _erase(self, users: list[str], version: str | None) -> dict[str, int]:
+        remove = "DELETE FROM summary WHERE user = :user AND (:version IS NULL OR version = :version)"
         with self._transaction():
-            counts = {user: self.base.execute("DELETE FROM summary WHERE user = ?", (user,)).rowcount for user in users}
+            counts = {u: self.base.execute(remove, {"user": u, "version": version}).rowcount for u in users}
         if any(counts.values()):
             with self._errors():
                 self.base.execute("VACUUM")

@@ -72,17 +72,17 @@ class SummaryStore(ABC):
 
     def delete(self, users: Iterable[str]) -> dict[str, int]:
         """Erase users, every version of them, bytes included. Returns how many values each user had (0: none)."""
-        return self._erase(list(dict.fromkeys(users)))
+        return self._erase(list(dict.fromkeys(users)), None)
 
     def scan(self) -> Iterator[str]:
         """Every user with a summary of this version."""
         return self._users(self.version)
 
     def sweep(self) -> int:
-        """Erase what has expired; returns how many users."""
+        """Erase what has expired of this version; returns how many users."""
         old = [user for user in self.scan() if self.get(user) is None]
         if old:
-            self.delete(old)
+            self._erase(old, self.version)
         return len(old)
 
     def stats(self) -> dict[str, Any]:
@@ -110,7 +110,8 @@ class SummaryStore(ABC):
     def _write(self, version: str, values: Mapping[str, bytes]) -> None: ...
 
     @abstractmethod
-    def _erase(self, users: list[str]) -> dict[str, int]: ...
+    def _erase(self, users: list[str], version: str | None) -> dict[str, int]:
+        """Erase, bytes included, of one version or (None) of all; values erased per user."""
 
     @abstractmethod
     def _users(self, version: str) -> Iterator[str]: ...
