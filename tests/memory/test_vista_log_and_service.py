@@ -407,7 +407,7 @@ def trained():
     shape = {"length": 48, "categories": 12, "items_each": 2, "candidates": 16}
     train, test = (lifelong_interest(users, seed=seed, **shape) for users, seed in ((1500, 1), (250, 2)))
     config = VistaConfig(items=24, actions=2, categories=12, dim=16, heads=2, seeds=4, stage1_layers=1, stage2_layers=1,
-                         order="none", raw_events=24, recon_window=16, mlp=(16,))  # fmt: skip
+                         order="none", raw_events=24, recon_window=16, recon_weight=1 / 16, mlp=(16,))  # fmt: skip
     model = Vista(config, category_of=torch.tensor(train.category_of), seed=0)
     settings = TrainingSettings(steps=180, batch_users=96, learning_rate=1e-2, warmup=20, stale=24)
     histories = model.histories(train.item, train.action, train.time)

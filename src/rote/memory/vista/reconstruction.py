@@ -5,8 +5,8 @@ z and u_1 .. u_i only.
 
     L_rec = mean over i = 1 .. M-1 of || v_i - u_{i+1} ||_2^2
 
-The paper sums over i too; the mean keeps the loss's weight independent of the length. (Averaged over the dims as well, the
-loss teaches nothing beside the task at the paper's weight of 1.) The targets u_{i+1} are detached:
+The paper sums over i too; the mean keeps the loss's weight independent of the length. (Averaged over the dims as well,
+the loss teaches nothing beside the task at the paper's weight of 1.) The targets u_{i+1} are detached:
 otherwise the embeddings shrink to zero to please the loss. With the true user's summary against another user's, the
 same number measures what the summary keeps (`shuffled_gap`).
 
@@ -76,7 +76,7 @@ class Decoder(nn.Module):
 def reconstruction_error(
     told: Float[Tensor, "b m dim"], events: Float[Tensor, "b m dim"], mask: Bool[Tensor, "b m"]
 ) -> Float[Tensor, " b"]:
-    """L_rec of each user: the mean over positions of || v_i - u_{i+1} ||_2^2; 0 for a user with fewer than two events."""
+    """L_rec of each user: the mean over i of || v_i - u_{i+1} ||_2^2; 0 for a user with fewer than two events."""
     pairs = (mask[:, 1:] & mask[:, :-1]).to(told.dtype)
     error = (told[:, :-1] - events[:, 1:].detach()).square().sum(-1)
     return (error * pairs).sum(1) / pairs.sum(1).clamp(min=1)
