@@ -10,7 +10,10 @@ from rote.errors import InputError
 from rote.models import CausalLM
 from rote.scores.embedding_neighbours import EmbeddingNeighbours
 
-WORDS = ["module", "return", "value", "error", "import", "class", "object", "list", "number", "string", "index", "function", "loop", "type", "key", "file"]  # fmt: skip
+WORDS = [
+    "module", "return", "value", "error", "import", "class", "object", "list", "number", "string", "index",
+    "function", "loop", "type", "key", "file",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
