@@ -86,7 +86,7 @@ class ModeProbe:
         """
         chosen = chosen_layers(hf_of(model), layers)
         labelled = labelled.used
-        sequences, positions = _positions(labelled, continuation_tokens)
+        sequences, positions = decoding_positions(labelled, continuation_tokens)
         states = residual_states(model, sequences, layers=chosen, positions=positions)
         per = [len(wanted) for wanted in positions]
         labels = np.repeat(labelled.labels, per)
@@ -330,7 +330,9 @@ def _path(
     return found
 
 
-def _positions(labelled: LabelledPrompts, continuation_tokens: int) -> tuple[list[tuple[int, ...]], list[list[int]]]:
+def decoding_positions(
+    labelled: LabelledPrompts, continuation_tokens: int
+) -> tuple[list[tuple[int, ...]], list[list[int]]]:
     """(sequences, positions): the last prompt token, and so many positions inside the continuation."""
     if continuation_tokens == 0:
         return list(labelled.prompts), [[len(prompt) - 1] for prompt in labelled.prompts]

@@ -2,7 +2,7 @@
 
     memorized prompts   prefixes of forget records, a seeded half of them; the other half is held out
     general prompts     beginnings of retain records, cut to the lengths of the memorized prompts
-    pairs to patch      each memorized prompt with the general one nearest in length
+    pairs to patch      each memorized prompt with the general one nearest in length, ending in the same token
 
 The retain text should be of the same kind as the forget records: whatever else tells the two apart, the probe will read
 too. `details` says how much a bag of tokens alone tells them apart.
@@ -18,13 +18,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
+from rote.controls.decoding.blocks import residual_states
 from rote.controls.decoding.labelling import GENERAL, MEMORIZED, LabelledPrompts
-from rote.controls.decoding.mode_probe import ModeProbe
+from rote.controls.decoding.mode_probe import ModeProbe, decoding_positions
 from rote.controls.decoding.patching import CausalLayer, Pair, causal_layer
 from rote.controls.decoding.steering import Starts, SteeringSettings, mode_steering
-from rote.controls.decoding.steering_vector import SteeringVector, steering_vector
+from rote.controls.decoding.steering_vector import SteeringVector, steering_vector, vector_from_states
 from rote.errors import InputError
 from rote.runtime import derive_seed
 from rote.scores.continuations import greedy_continuations
@@ -70,6 +71,7 @@ def fit_steering(
     kind: str = "mean_difference",
     scale: str = "residual",
     fit_share: float = 0.5,
+    continuation_tokens: int = 0,
     seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> FittedSteering:
@@ -81,6 +83,9 @@ def fit_steering(
         rule: how the layer is chosen from the patching curve; see `causal_layer`.
         kind, scale: of the vector; see `rote.controls.decoding.steering_vector`.
         fit_share: share of forget records to fit on, in (0, 1]; the rest is held out. Groups stay together.
+        continuation_tokens: probe and mean difference also read so many positions inside each record's own
+            continuation, which is what they meet while decoding. Memory grows with it: the states of all blocks at all
+            these positions are held.
     Raises: InputError when fewer than two groups are left to fit on in either set.
     """
     if not 0 < fit_share <= 1:
@@ -91,15 +96,17 @@ def fit_steering(
     groups = record_groups(forget)
     is_fitted = fitting_half([groups[cut.index] for cut in cuts], fit_share, seed)
     fitted = [cut for cut, chosen in zip(cuts, is_fitted, strict=True) if chosen][:MOST_PROMPTS]
-    general, general_groups = matched_prompts(model, retain, [cut.prefix for cut in fitted], seed=seed)
+    general, tails, general_groups = matched_cuts(model, retain, [cut.prefix for cut in fitted], seed=seed)
     memorized = [tuple(cut.ids[: cut.prefix]) for cut in fitted]
+    continued = [tuple(cut.ids[cut.prefix : cut.prefix + cut.suffix]) for cut in fitted]
     labelled = LabelledPrompts.known(
         [*memorized, *general],
         [MEMORIZED] * len(memorized) + [GENERAL] * len(general),
         groups=[*(f"forget/{groups[cut.index]}" for cut in fitted), *(f"retain/{name}" for name in general_groups)],
+        continuations=[*continued, *tails],
     )
     tell("mode probe", 0, 1)
-    probe = ModeProbe.fit(model, labelled, seed=derive_seed(seed, "probe"))
+    probe = ModeProbe.fit(model, labelled, continuation_tokens=continuation_tokens, seed=derive_seed(seed, "probe"))
     tell("mode probe", 1, 1)
     causal = None
     if layer is None:
@@ -108,11 +115,14 @@ def fit_steering(
         causal = causal_layer(model, pairs, rule=rule)
         layer = causal.l_star
         tell("causal layer", 1, 1)
-    vector = steering_vector(
-        model, labelled, layer=layer, kind=kind, scale=scale, probe=probe,
-        pairs=[(i, len(memorized) + i % len(general)) for i in range(len(memorized))],
-        seed=derive_seed(seed, "vector"),
-    )  # fmt: skip
+    kept: dict[str, Any] = {
+        "layer": layer, "kind": kind, "scale": scale, "probe": probe, "seed": derive_seed(seed, "vector"),
+    }  # fmt: skip
+    if continuation_tokens and kind == "mean_difference":
+        vector = vector_from_states(*decoding_states(model, labelled, layer, continuation_tokens), **kept)
+    else:
+        pairs = [(i, len(memorized) + i % len(general)) for i in range(len(memorized))]
+        vector = steering_vector(model, labelled, pairs=pairs, **kept)
     at = probe.figures[probe.layers.index(layer)]
     notes = ["steering is a reconstruction: the paper's method section was not available (arXiv 2510.22099)"]
     bag = (probe.baselines or {})["bag of tokens"].auc
@@ -134,6 +144,15 @@ def fit_steering(
     }
     rows = np.array([cut.index for cut in cuts])
     return FittedSteering(probe, vector, settings, causal, rows[is_fitted], rows[~is_fitted], details, tuple(notes))
+
+
+def decoding_states(
+    model: CausalLM, labelled: LabelledPrompts, layer: int, continuation_tokens: int
+) -> tuple[Float[np.ndarray, "positions width"], Int[np.ndarray, " positions"]]:
+    """(states of one block, labels) at the last prompt token and inside each continuation."""
+    sequences, positions = decoding_positions(labelled, continuation_tokens)
+    states = residual_states(model, sequences, layers=[layer], positions=positions)[:, 0]
+    return states, np.repeat(labelled.labels, [len(wanted) for wanted in positions])
 
 
 def cut_records(model: CausalLM, records: RecordTable, split: Split | None) -> list[Cut]:
@@ -167,28 +186,42 @@ def fitting_half(groups: Sequence[str], share: float, seed: int) -> Bool[np.ndar
 def matched_prompts(
     model: CausalLM, retain: RecordTable, lengths: Sequence[int], *, seed: int
 ) -> tuple[list[tuple[int, ...]], list[str]]:
-    """(prompts, groups): beginnings of retain records, with lengths drawn from those of the memorized prompts, so that
-    length cannot tell the modes apart. Records with fewer than 2 tokens are left out."""
-    prepared = prepare(model, retain, Split(1, 1, "truncate"))
-    rng = np.random.default_rng(derive_seed(seed, "lengths"))
-    names, prompts, groups = record_groups(retain), [], []
-    for cut in prepared.sequences(np.sort(prepared.order)[:MOST_PROMPTS]):
-        wanted = int(rng.choice(np.asarray(lengths)))
-        if len(cut.ids) >= 2:
-            prompts.append(tuple(cut.ids[: min(wanted, len(cut.ids))]))
-            groups.append(names[cut.index])
-    if not prompts:
-        raise InputError("no retain record has two tokens or more: there is no general text to steer towards")
+    """(prompts, groups) of `matched_cuts`."""
+    prompts, _, groups = matched_cuts(model, retain, lengths, seed=seed)
     return prompts, groups
 
 
+def matched_cuts(
+    model: CausalLM, retain: RecordTable, lengths: Sequence[int], *, seed: int
+) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]], list[str]]:
+    """(prompts, what follows each, groups): beginnings of retain records, with lengths drawn from those of the
+    memorized prompts, so that length cannot tell the modes apart. Records with fewer than 2 tokens are left out."""
+    prepared = prepare(model, retain, Split(1, 1, "truncate"))
+    rng = np.random.default_rng(derive_seed(seed, "lengths"))
+    names, prompts, tails, groups = record_groups(retain), [], [], []
+    for cut in prepared.sequences(np.sort(prepared.order)[:MOST_PROMPTS]):
+        wanted = int(rng.choice(np.asarray(lengths)))
+        if len(cut.ids) >= 2:
+            prompts.append(tuple(cut.ids[:wanted]))
+            tails.append(tuple(cut.ids[wanted:]))
+            groups.append(names[cut.index])
+    if not prompts:
+        raise InputError("no retain record has two tokens or more: there is no general text to steer towards")
+    return prompts, tails, groups
+
+
 def nearest_pairs(fitted: Sequence[Cut], general: Sequence[tuple[int, ...]]) -> list[Pair]:
-    """Each memorized prompt with a general one: both sorted by length, then taken in step."""
+    """Each memorized prompt with a general one: both sorted by length, then taken in step.
+
+    The general one ends in the memorized one's last token: with another token there, exchanging the state after the
+    first block would already exchange what is predicted, whatever the mode, and that block would always be chosen.
+    """
     by_length = sorted(range(len(fitted)), key=lambda i: fitted[i].prefix)
     others = sorted(general, key=len)
     pairs = []
     for place, i in enumerate(by_length):
         cut, other = fitted[i], others[place * len(others) // len(by_length)]
+        other = (*other[:-1], int(cut.ids[cut.prefix - 1]))
         answer = tuple(cut.ids[cut.prefix : cut.prefix + cut.suffix])
         pairs.append(Pair(tuple(cut.ids[: cut.prefix]), other, answer))
     rng = np.random.default_rng(0)

@@ -67,8 +67,9 @@ def recited(greedy: Tokens, sequences: Tokens, *, prefix: int, suffix: int) -> F
 
 def kind_nll(model: CausalLM, labels: TokenLabels) -> dict[str, float]:
     """Mean NLL in nats of the labelled tokens of every kind."""
-    logp, _ = sequence_logp(model, labels.sequences)
-    mine = np.array([logp[sample][token] for sample, token in zip(labels.sample, labels.token, strict=True)])
+    used, row = np.unique(labels.sample, return_inverse=True)
+    logp, _ = sequence_logp(model, [labels.sequences[sample] for sample in used])
+    mine = np.array([logp[number][token] for number, token in zip(row, labels.token, strict=True)])
     return {
         name: float(-mine[labels.kind == number].mean())
         for number, name in enumerate(labels.kinds)

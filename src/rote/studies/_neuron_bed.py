@@ -1,0 +1,259 @@
+"""What the study of neuron probes measures on two models that differ in planted copies only.
+
+Everything is judged on passages that nothing was fitted on: probes by cross-validation over passages, single units on
+held-out ones, and steering twice, each half of the passages under the direction of the other half.
+
+Knows the library's neuron tools. Knows nothing about: claims, how the models were trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Int
+
+from rote.runtime import derive_seed
+
+if TYPE_CHECKING:
+    from rote.internals.neurons import ActivationStore, Probe, TokenLabels, UnitSelection
+    from rote.models.causal_lm import CausalLM
+    from rote.records.table import RecordTable
+
+SITES = ("resid_post", "mlp_hidden", "mlp_out", "attn_out")
+STEERED = ("resid_post", "mlp_out")  # sites whose coordinates are those of the residual stream
+SCALES = (0.5, 1.0, 2.0, 4.0)
+PREFIX, SUFFIX = 16, 16
+MEMORIZED_NLL = 0.5  # nats per token: the card's "memorized passage"
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is measured. price: cost in perplexity the dose is tuned to, on text other than it is stated on."""
+
+    permutations: int = 20
+    unit_permutations: int = 200
+    segments: int = 300
+    random_directions: int = 3
+    price: float = 0.025
+    folds: int = 5
+
+
+@dataclass(frozen=True)
+class Found:
+    """Everything the claims and figures need. doses: one row per half, direction and dose, see `dose_response`."""
+
+    passages: dict[str, Any]
+    counts: dict[str, int]
+    probes: dict[str, Probe]
+    by_site: list[dict[str, Any]]
+    permuted: np.ndarray
+    units: UnitSelection
+    units_rows: list[dict[str, Any]]
+    best: dict[str, list[float]]
+    certainty: list[dict[str, Any]]
+    places: list[dict[str, Any]]
+    doses: list[dict[str, Any]]
+    repetition: dict[str, Any] = field(default_factory=dict)
+
+
+def measure(
+    model: CausalLM,
+    control: CausalLM,
+    passages: RecordTable,
+    unseen: Int[np.ndarray, "sequences tokens"],
+    *,
+    recited_from: int,
+    effort: Effort | None = None,
+    seed: int = 0,
+    progress: Callable[[str], None] = lambda text: None,
+) -> Found:
+    """Measure everything. passages: records with `duplicates`, 0 for never planted. unseen: ordinary text of equal
+    length that neither model saw. recited_from: copies of the passages that are tested for recitation."""
+    from rote.internals.neurons import (
+        ActivationStore,
+        TokenLabels,
+        certainty_units,
+        histograms,
+        permuted_auroc,
+        select_units,
+        train_probe,
+        without_certainty,
+    )
+
+    effort = effort or Effort()
+    progress("labels and activations of both models")
+    labels = TokenLabels.from_contrast(model, control, passages, seed=seed)
+    acts = ActivationStore.capture(model, labels, sites=SITES)
+    other = ActivationStore.capture(control, labels, sites=SITES)
+
+    progress("probes beside the control model")
+    kept: dict[str, Any] = {"control": other, "folds": effort.folds, "seed": seed}
+    probes = {
+        "M / U": train_probe(acts, labels, site="resid_post", against=("uncertain",), **kept),
+        "M / C": train_probe(acts, labels, site="resid_post", against=("certain",), **kept),
+        "M / C and U": train_probe(acts, labels, site="resid_post", **kept),
+    }
+    by_site = [
+        {"site": site, **row}
+        for site in SITES
+        for row in layer_rows(train_probe(acts, labels, site=site, layer=0, against=("uncertain",), **kept))
+    ]
+    permuted = permuted_auroc(
+        acts, labels, site="resid_post", layer=probes["M / U"].layer, against=("uncertain",),
+        permutations=effort.permutations, folds=effort.folds, seed=seed,
+    )  # fmt: skip
+
+    progress("single units")
+    units = select_units(acts, labels, against=("uncertain",), permutations=effort.unit_permutations, seed=seed)
+    best = units.best
+    rows = labels.versus("uncertain")
+    values = np.asarray(acts[best.site, best.layer][:, best.dimension][rows], np.float64)
+
+    progress("steering, each half under the other half's direction")
+    places, doses = steer_halves(model, acts, labels, passages, unseen, recited_from, effort, seed)
+    progress("repetition")
+    return Found(
+        passage_losses(model, passages),
+        labels.counts,
+        probes,
+        by_site,
+        permuted,
+        units,
+        without_certainty(acts, labels, units),
+        histograms(values, labels.label[rows]),
+        [vars(unit) for unit in certainty_units(ordinary_store(model, unseen), top=5)],
+        places,
+        doses,
+        repetition(model, probes, unseen, effort, seed),
+    )
+
+
+def layer_rows(probe: Probe) -> list[dict[str, Any]]:
+    """AUROC of every layer and of the control, from a probe's own table."""
+    return [
+        {
+            "layer": row["layer"],
+            "auroc": row["auroc"]["value"],
+            "low": row["auroc"]["low"],
+            "high": row["auroc"]["high"],
+            "control": row["control"]["auroc"]["value"] if row["control"] else None,
+        }
+        for row in probe.by_layer
+    ]
+
+
+def passage_losses(model: CausalLM, passages: RecordTable) -> dict[str, Any]:
+    """{copies: {"passages", "nll", "below"}}: mean NLL in nats per token, and how many lie below MEMORIZED_NLL."""
+    from rote.measures import membership
+    from rote.scores.tokens import score_in_memory
+
+    nll = -membership.loss(score_in_memory(model, passages).logp)
+    copies = np.array(passages.column("duplicates"))
+    return {
+        str(level): {
+            "passages": int((copies == level).sum()),
+            "nll": float(nll[copies == level].mean()),
+            "below": int((nll[copies == level] < MEMORIZED_NLL).sum()),
+        }
+        for level in np.unique(copies).tolist()
+    }
+
+
+def steer_halves(
+    model: CausalLM,
+    acts: ActivationStore,
+    labels: TokenLabels,
+    passages: RecordTable,
+    unseen: Int[np.ndarray, "sequences tokens"],
+    recited_from: int,
+    effort: Effort,
+    seed: int,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(places tried, dose responses). For each half of the passages: place, direction and dose from the other half and
+    one part of the unseen text; everything reported on this half and the other part of the text."""
+    from rote.internals.neurons import choose_place, dose_at_cost
+    from rote.internals.neurons.dose_response import dose_response
+    from rote.internals.neurons.splits import group_folds
+
+    half = group_folds(labels.units_of_split(), labels.label, folds=2, seed=seed)
+    order = np.random.default_rng(derive_seed(seed, "text halves")).permutation(len(unseen))
+    texts = [list(unseen[np.sort(part)]) for part in np.array_split(order, 2)]
+    copied = dict(zip(passages.column("id"), passages.column("duplicates"), strict=True))
+    found_places, found_doses = [], []
+    for number in (0, 1):
+        test, train = labels.take(half == number), labels.take(half != number)
+        part = acts.take(half != number, train)
+        tried = type(part)(
+            {place: array for place, array in part.arrays.items() if place.site in STEERED},
+            part.outputs, part.model, part.labels, part.tokens,
+        )  # fmt: skip
+        direction, places = choose_place(model, tried, train, texts[0], cost=effort.price)
+        dose, _ = dose_at_cost(model, direction, texts[0], cost=effort.price, largest=8.0, steps=9)
+        recited = [
+            labels.sequences[sample]
+            for sample in np.unique(test.sample)
+            if copied[labels.ids[sample].partition("/")[2]] >= recited_from
+        ]
+        rows = dose_response(
+            model, direction, test, heldout=texts[1], records=recited, prefix=PREFIX, suffix=SUFFIX,
+            scales=(*SCALES, dose), random_controls=effort.random_directions, seed=seed,
+        )  # fmt: skip
+        chosen = direction.place
+        for row in rows:
+            kind = "price" if row["scale"] == dose and dose not in SCALES else "fixed"
+            found_doses.append({"half": number, "dose": kind, **row, "recited_records": len(recited)})
+        found_places += [
+            {"half": number, **row, "chosen": (row["site"], row["layer"]) == tuple(chosen)} for row in places
+        ]
+    return found_places, found_doses
+
+
+def both_halves(rows: Sequence[Mapping[str, Any]], direction: str, dose: float | str) -> dict[str, float]:
+    """The mean over both halves of one direction at one dose (`"price"`: each half at its own)."""
+    mine = [
+        row
+        for row in rows
+        if row["direction"] == direction and (row["dose"] == "price" if dose == "price" else row["scale"] == dose)
+    ]
+    keys = [key for key, value in mine[0].items() if isinstance(value, float)]
+    return {key: float(np.mean([row[key] for row in mine])) for key in keys}
+
+
+def ordinary_store(model: CausalLM, unseen: Int[np.ndarray, "sequences tokens"]) -> ActivationStore:
+    """Activations of ordinary text, for the certainty coordinate."""
+    from rote.internals.neurons import ActivationStore, ordinary_tokens
+    from rote.records.table import RecordTable
+
+    table = RecordTable.from_rows({"token_ids": row.tolist()} for row in unseen[: len(unseen) // 2])
+    return ActivationStore.capture(model, ordinary_tokens(model, table), sites=("resid_post", "mlp_hidden"))
+
+
+def repetition(
+    model: CausalLM, probes: Mapping[str, Probe], unseen: Int[np.ndarray, "sequences tokens"], effort: Effort, seed: int
+) -> dict[str, Any]:
+    """A probe for the second occurrence of an unseen segment, the memorization probe on the same tokens, and the cosine
+    of their directions at the memorization probe's place."""
+    from rote.internals.neurons import ActivationStore, cosine, cross_auroc, repeated_segments, train_probe
+
+    memory = probes["M / C and U"]
+    found: dict[str, Any] = {}
+    for negatives in ("matched", "first"):
+        labels = repeated_segments(
+            effort.segments, texts=list(unseen), segment=(10, 50), gap=(3, 8), room=unseen.shape[1] - 1,
+            negatives=negatives, seed=seed,
+        )  # fmt: skip
+        acts = ActivationStore.capture(model, labels, sites="resid_post")
+        probe = train_probe(acts, labels, site="resid_post", folds=effort.folds, seed=seed)
+        same = train_probe(acts, labels, site="resid_post", layer=memory.layer, folds=effort.folds, seed=seed)
+        found[negatives] = {
+            "auroc": probe.report.probe.auroc.as_dict(),
+            "layer": probe.layer,
+            "output only": probe.report.outputs.auroc.value,
+            **{f"probe {name}": cross_auroc(each, acts, labels) for name, each in probes.items()},
+            "cosine": cosine(memory, same),
+            "tokens": len(labels),
+        }
+    return found

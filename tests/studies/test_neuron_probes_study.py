@@ -1,0 +1,94 @@
+"""The study of neuron probes: its claims are the card's, its pieces run, each claim is decided by what was found."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from rote.models import CausalLM, TrainingConfig, small_gpt2, train_causal_lm
+from rote.records import read_records
+from rote.studies import _neuron_bed as bed
+from rote.studies import neuron_probes
+from rote.studies.protocol import StudyContext
+
+# Section 5 of the card: (i), (ii), both halves of (iii), its control, (iv) twice, and the passages they need.
+CARD = {
+    "passages_are_memorized",
+    "beyond_difficulty",
+    "permuted_labels",
+    "steering_is_selective",
+    "not_any_direction",
+    "recitation_stops",
+    "repetition_is_seen",
+    "repetition_is_not_memory",
+}
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """Everything measured at the smallest size: 12 passages learned by heart, 12 unknown ones; the control model knows
+    4 of the 12, so that some tokens are certain in both."""
+    from rote.models import train_bpe
+    from rote.records import stdlib_documents
+
+    texts = [document.text for document in stdlib_documents() if len(document.text) > 1500][:40]
+    tokenizer = train_bpe(texts, vocab_size=384)
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"][40:160] for text in texts]
+    passages = [tokenizer.decode(row[:32]) for row in ids[:24]]
+    unseen = np.array([row[40:88] for row in ids[24:40]])
+    again = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in passages]
+    known = np.array([[tokenizer.bos_token_id, *row[:32]] for row in again[:12]])
+    models = []
+    for seed, rows in ((0, known), (1, known[8:])):
+        hf = small_gpt2(vocab_size=len(tokenizer), context_length=64, width=32, layers=2, heads=2, seed=seed)
+        train_causal_lm(hf, np.concatenate([rows] * 110), TrainingConfig(batch_size=4, learning_rate=5e-3))
+        models.append(CausalLM(hf, tokenizer, bos="always", name=f"model {seed}"))
+    file = tmp_path_factory.mktemp("passages") / "passages.jsonl"
+    rows = [{"id": f"p{i}", "text": text, "duplicates": 110 * (i < 12)} for i, text in enumerate(passages)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    effort = bed.Effort(permutations=3, unit_permutations=5, segments=10, random_directions=1, folds=2)
+    return bed.measure(models[0], models[1], read_records([file]), unseen, recited_from=110, effort=effort)
+
+
+def test_claims_are_the_cards():
+    assert {claim.id for claim in neuron_probes.CLAIMS} == CARD
+    assert neuron_probes.STUDY.slug == "neuron-probes"
+
+
+def test_every_piece_runs_and_every_claim_is_decided(found, tmp_path):
+    assert found.counts["memorized"] > 50
+    assert found.passages["110"]["below"] == 12
+    assert found.passages["0"]["below"] == 0
+    assert {row["site"] for row in found.by_site} == set(bed.SITES)
+    assert len(found.permuted) == 3
+    assert set(found.repetition) == {"matched", "first"}
+    assert sum(row["chosen"] for row in found.places) == 2
+    context = StudyContext(neuron_probes.STUDY, 0, tmp_path)
+    neuron_probes.decide(context, found)
+    assert set(context.decided) == CARD
+    assert not context.decided["passages_are_memorized"]["holds"]  # 12 are fewer than 60
+    assert context.decided["recitation_stops"]["observed"]["before"] == 1.0
+    assert len(neuron_probes.comparison_rows(found)) == 15
+
+
+def test_a_half_is_never_steered_by_its_own_direction(found):
+    """Both halves are measured, at the fixed doses and at the price, beside a random direction of the same size."""
+    kinds = {(row["half"], row["direction"], row["dose"]) for row in found.doses}
+    assert kinds == {
+        *((half, name, dose) for half in (0, 1) for name in ("selected", "random") for dose in ("fixed", "price")),
+        (0, "none", "fixed"),
+        (1, "none", "fixed"),
+    }
+    mean = bed.both_halves(found.doses, "selected", 1.0)
+    mine = [row for row in found.doses if row["direction"] == "selected" and row["scale"] == 1.0]
+    assert mean["rise_memorized"] == pytest.approx(sum(row["rise_memorized"] for row in mine) / 2)
+    assert sum(row["recited_records"] for row in mine) == 12
+
+
+def test_figures_are_made(found, tmp_path):
+    rows = neuron_probes.comparison_rows(found)
+    assert len(list(neuron_probes.probes_figure(rows).data)) == 4
+    assert len(list(neuron_probes.doses_figure(found.doses).data)) == 8
+    assert "AUROC" in neuron_probes.unit_figure(found).layout.title.text
