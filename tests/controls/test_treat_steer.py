@@ -64,6 +64,39 @@ def test_prompts_of_both_modes_are_equally_long(fitted):
     assert len(prompts) == len(groups) == len(retain)
 
 
+def test_partners_end_in_the_same_token(fitted):
+    """Otherwise exchanging the state after block 0 exchanges the token, and block 0 would be the causal one always."""
+    model, forget, retain, _ = fitted
+    cuts = fitting.cut_records(model, forget, Split(16, 16))
+    prompts, _ = fitting.matched_prompts(model, retain, [16], seed=0)
+    pairs = fitting.nearest_pairs(cuts, prompts)
+    assert len(pairs) == len(cuts)
+    assert all(pair.general[-1] == pair.memorized[-1] for pair in pairs)
+    assert {pair.general[:-1] for pair in pairs} <= {prompt[:-1] for prompt in prompts}
+
+
+def test_positions_inside_the_continuation_are_read_when_asked(fitted):
+    """Probe and mean difference from the last prompt token and 5 tokens after it: the means are those of a plain
+    forward pass over every text by itself."""
+    model, forget, retain, _ = fitted
+    found = fitting.fit_steering(
+        model, forget, retain, split=Split(16, 16), settings=SteeringSettings(1.0), seed=3, layer=0, scale="raw",
+        continuation_tokens=5,
+    )  # fmt: skip
+    cuts = {cut.index: cut.ids[:21] for cut in fitting.cut_records(model, forget, Split(16, 16))}
+    prompts, tails, _ = fitting.matched_cuts(model, retain, [16], seed=0)  # every prompt has 16 tokens
+    sides = []
+    for rows in ([cuts[i] for i in found.fitted], [(*a, *b[:5]) for a, b in zip(prompts, tails, strict=True)]):
+        states = []
+        for row in rows:
+            with torch.no_grad():
+                hidden = model.hf(torch.tensor([list(row)]), output_hidden_states=True).hidden_states[1][0]
+            states.append(hidden[15:21].numpy())
+        sides.append(np.concatenate(states).mean(0))
+    np.testing.assert_allclose(found.vector.v, sides[1] - sides[0], atol=1e-4)
+    assert found.probe.n_memorized == 6 * len(found.fitted)
+
+
 def test_groups_stay_together():
     groups = ["a"] * 4 + ["b"] * 4 + ["c", "d", "e", "f"]
     for seed in range(5):

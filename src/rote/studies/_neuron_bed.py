@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rote.records.table import RecordTable
 
 SITES = ("resid_post", "mlp_hidden", "mlp_out", "attn_out")
-STEERED = ("resid_post", "mlp_out")  # sites whose coordinates are those of the residual stream
+STEERED = ("resid_post", "attn_out", "mlp_out")  # sites whose coordinates are those of the residual stream
 SCALES = (0.5, 1.0, 2.0, 4.0)
 PREFIX, SUFFIX = 16, 16
 MEMORIZED_NLL = 0.5  # nats per token: the card's "memorized passage"
@@ -254,6 +254,9 @@ def repetition(
             "output only": probe.report.outputs.auroc.value,
             **{f"probe {name}": cross_auroc(each, acts, labels) for name, each in probes.items()},
             "cosine": cosine(memory, same),
+            # how far the model itself uses the repetition
+            "nll, second": float(-acts.outputs[labels.label, 0].mean()),
+            "nll, first": float(-acts.outputs[~labels.label, 0].mean()),
             "tokens": len(labels),
         }
     return found

@@ -1,6 +1,6 @@
 """Study: recited tokens seen in activations (Slonski 2024, arXiv 2412.01014).
 
-A Hubble bed with two arms that differ in copies only: `perturbed` saw 72 passages 64 times and 24 passages 256 times,
+A Hubble bed with two arms that differ in copies only: `perturbed` saw 96 passages 64 times and 24 passages 256 times,
 `standard` none of them. Tokens are memorized (M: p > .5 in perturbed, < .1 in standard), certain (C: p > .5 in both)
 or uncertain (U: p < .3 in passages planted in neither). The paper's full text was not available: claims and thresholds
 are those fixed for the small-scale replication, where near-perfect accuracy is not to be promised.
@@ -8,6 +8,9 @@ are those fixed for the small-scale replication, where near-perfect accuracy is 
 Two choices the claims need, made beforehand: claims on repetition use the probe against both kinds of other tokens,
 since one trained against uncertain ones alone reads confidence; and repeated segments are compared with the same tokens
 at the same positions for the first time, so that position tells nothing.
+
+A model this small may not use repetition at all: its own loss on first and second occurrences stands beside both
+claims, and where the two agree "not memory" says little.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from rote.studies._neuron_bed import Found, both_halves, measure
 from rote.studies.protocol import Claim, Study, StudyContext
 
 ARMS = ("standard", "perturbed")
-LEVELS = {0: 160, 64: 72, 256: 24}  # copies -> passages
+LEVELS = {0: 160, 64: 96, 256: 24}  # copies -> passages
 DOSES = (1.0, 2.0)
 
 CLAIMS = (
@@ -89,6 +92,7 @@ def run(context: StudyContext) -> None:
         layers=4,
         batch_size=16,
         steps=2400,
+        unseen_passages=240,
     )
     bed = build(context.out / "bed", settings=settings, progress=context.progress)
     context.progress("training both arms")
@@ -156,10 +160,13 @@ def decide(context: StudyContext, found: Found) -> None:
     )  # fmt: skip
 
     matched = found.repetition["matched"]
-    context.claim("repetition_is_seen", observed=matched["auroc"], holds=matched["auroc"]["value"] >= 0.9)
+    own = {name: matched[name] for name in ("nll, first", "nll, second")}
+    context.claim("repetition_is_seen", observed={**matched["auroc"], **own}, holds=matched["auroc"]["value"] >= 0.9)
     crossed = matched["probe M / C and U"]
     context.claim(
-        "repetition_is_not_memory", observed={"auroc": crossed, "cosine": matched["cosine"]}, holds=crossed < 0.65
+        "repetition_is_not_memory",
+        observed={"auroc": crossed, "cosine": matched["cosine"], **own},
+        holds=crossed < 0.65,
     )
 
 
