@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from rote.cli.audit_counterfactual import read_ids
 from rote.cli.main import main
 
 FAMILIES = ("gpt2", "llama", "gpt_neox", "qwen2")
@@ -78,6 +79,9 @@ def test_what_cannot_be_compared_is_refused(setting, tmp_path, capsys):
     other.write_text("nobody\n")
     fails([*command[:-1], str(other)], "none of its 1 lines")
     fails([*command[:-1], str(tmp_path / "missing.txt")], "cannot be read")
+    empty = tmp_path / "empty.txt"
+    empty.write_text("\n")
+    assert read_ids(empty, {"a"}) == frozenset()  # a training that saw none of them
     fails([*command[:7], *command[3:7]], "nothing can be compared")
     assert main([*command[:-1], command[6], "-o", str(root / "run")]) == 2  # other ids: another run
     assert "another run" in capsys.readouterr().err

@@ -67,11 +67,13 @@ def counterfactual(
 
 
 def read_ids(file: Path, known: set[str]) -> frozenset[str]:
-    """Ids, one a line. Raises InputError when the file cannot be read or none of them is a record's."""
+    """Ids, one a line; an empty file is a training that saw no record.
+
+    Raises InputError when the file cannot be read or no line is a record's id."""
     try:
         found = frozenset(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file}: cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'})") from None
-    if not found & known:
+    if found and not found & known:
         raise InputError(f"{file}: none of its {len(found):,} lines is the id of a record; write one id a line")
     return found

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rote.errors import InputError
+from rote.models.fused import fuse_activations
 from rote.models.safe_loading import Checkpoint, has_tokenizer, inspect_checkpoint
 from rote.runtime import pick_device, pick_dtype
 
@@ -59,6 +60,7 @@ class CausalLM:
         if bos not in BOS_RULES:
             raise InputError(f"unknown BOS rule {bos!r}; use one of {', '.join(BOS_RULES)}")
         self.hf = hf.eval()
+        fuse_activations(hf)
         self.tokenizer = tokenizer
         self.name = name
         self.source = source
