@@ -235,11 +235,15 @@ class CausalLM:
         if self.tokenizer is None:
             return
         rows = int(self.hf.get_input_embeddings().weight.shape[0])
-        largest = max(self.tokenizer.get_vocab().values(), default=-1)
+        # transformers adds special tokens of its own (Qwen2's class an <|endoftext|>) to whatever tokenizer it loads. One
+        # that the model has no embedding for matters only where a record holds it, and there `prepare` says so.
+        added = set(self.tokenizer.all_special_ids) - {self.bos_id}
+        largest = max((token for token in self.tokenizer.get_vocab().values() if token not in added), default=-1)
         if largest >= rows:
             raise InputError(
-                f"{self.name}: the tokenizer does not belong to this model: its largest token id is {largest}, but the"
-                f" model has {rows} embeddings; use the tokenizer the model was trained with"
+                f"{self.name}: the tokenizer does not belong to this model: its largest token id is {largest}"
+                f" ({self.tokenizer.convert_ids_to_tokens(largest)!r}), but the model has {rows} embeddings; use the"
+                " tokenizer the model was trained with"
             )
 
     def _decomposes(self) -> bool:
