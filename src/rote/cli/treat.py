@@ -50,6 +50,7 @@ def curvature(
     scheme: shared.Scheme = None,
     prefix: shared.Prefix = None,
     suffix: shared.Suffix = None,
+    long: shared.Long = "error",
     bos: shared.Bos = "auto",
     text_column: shared.TextColumn = None,
     tasks: shared.Tasks = None,
@@ -98,7 +99,7 @@ def curvature(
         "curvature", model, apply, sets, output,
         method_settings={"rho": rho, "layers": layers, "labels": labels, "sequence_tokens": sequence_tokens},
         check=check,
-        scheme=scheme, prefix=prefix, suffix=suffix, bos=bos, seed=seed, device=device, dtype=dtype,
+        scheme=scheme, prefix=prefix, suffix=suffix, long=long, bos=bos, seed=seed, device=device, dtype=dtype,
         overwrite=overwrite, tasks=tasks, json_=json_, quiet=quiet,
     )  # fmt: skip
 
@@ -136,6 +137,7 @@ def unlearn(
     scheme: shared.Scheme = None,
     prefix: shared.Prefix = None,
     suffix: shared.Suffix = None,
+    long: shared.Long = "error",
     bos: shared.Bos = "auto",
     text_column: shared.TextColumn = None,
     tasks: shared.Tasks = None,
@@ -151,7 +153,10 @@ def unlearn(
     from rote.controls.editing.unlearning.settings import recipe_for
 
     settings = method_settings(loss, named_values(set_))
-    given = {"steps": steps, "epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size}
+    given = {
+        "steps": steps, "epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size,
+        "long": long if long != "error" else None,
+    }  # fmt: skip
     recipe = recipe_for(settings, {key: value for key, value in given.items() if value is not None})
     sets = read_sets(
         forget=forget, retain=retain, control=control, paraphrases=paraphrases, utility=utility, text_column=text_column
@@ -173,7 +178,7 @@ def unlearn(
         sets, output,
         method_settings=unlearning_identity(sets, loss, settings=settings, recipe=recipe, lora=lora),
         check=check,
-        scheme=scheme, prefix=prefix, suffix=suffix, bos=bos, seed=seed, device=device, dtype=dtype,
+        scheme=scheme, prefix=prefix, suffix=suffix, long=long, bos=bos, seed=seed, device=device, dtype=dtype,
         overwrite=overwrite, tasks=tasks, json_=json_, quiet=quiet,
     )  # fmt: skip
 

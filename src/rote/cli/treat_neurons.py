@@ -48,6 +48,7 @@ def neurons(
     scheme: shared.Scheme = None,
     prefix: shared.Prefix = None,
     suffix: shared.Suffix = None,
+    long: shared.Long = "error",
     bos: shared.Bos = "auto",
     text_column: shared.TextColumn = None,
     tasks: shared.Tasks = None,
@@ -88,7 +89,7 @@ def neurons(
             **chosen, "seed": seed, "reference": _fingerprint(reference),
             "retain": kept.fingerprint,
         },
-        scheme=scheme, prefix=prefix, suffix=suffix, bos=bos, seed=seed, device=device, dtype=dtype,
+        scheme=scheme, prefix=prefix, suffix=suffix, long=long, bos=bos, seed=seed, device=device, dtype=dtype,
         overwrite=overwrite, tasks=tasks, json_=json_, quiet=quiet,
     )  # fmt: skip
 

@@ -32,6 +32,7 @@ Scheme = Annotated[
 ]
 Prefix = Annotated[int | None, typer.Option(help="Tokens given. [default: 50, or half of a shorter record]")]
 Suffix = Annotated[int | None, typer.Option(help="Tokens to be recited. [default: 50, or the rest]")]
+Long = Annotated[str, typer.Option(help="Records over the context window: error or truncate.")]
 Bos = Annotated[str, typer.Option(help="Beginning-of-sequence token: auto (as the tokenizer does), always, never.")]
 TextColumn = Annotated[str | None, typer.Option(help="Field that holds the text. [default: text]")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
@@ -90,6 +91,7 @@ def run_treatment(
     scheme: list[str] | None = None,
     prefix: int | None = None,
     suffix: int | None = None,
+    long: str = "error",
     bos: str = "auto",
     seed: int = 0,
     device: str = "auto",
@@ -106,6 +108,7 @@ def run_treatment(
     chosen: dict[str, Any] = {
         "prefix": prefix,
         "suffix": suffix,
+        "long": long,
         "bos": bos,
         "seed": seed,
         "device": device,
