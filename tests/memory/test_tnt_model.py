@@ -203,6 +203,26 @@ def test_recall_task_asks_for_what_it_told():
             RecallTask(**wrong)
 
 
+def test_keys_told_again_are_asked_for_by_their_last_value():
+    task = RecallTask(pairs=4, retold=2, length=30, queries=8, keys=10, values=7)
+    ids_, targets = task.batch(20, np.random.default_rng(0))
+    assert task.told == 12
+    changed = 0
+    for row, target in zip(ids_.tolist(), targets.tolist(), strict=True):
+        told = {}
+        for key, value in zip(row[0:12:2], row[1:12:2], strict=True):
+            changed += key in told and told[key] != value
+            told[key] = value
+        assert len(told) == 4
+        assert row[8:12:2] == row[0:4:2]
+        assert all(target[t] in (told[row[t]], -100) for t in range(12, 30) if row[t] in told)
+        assert sum(value >= 0 for value in target) == 8
+    assert changed > 20  # of 40; a value drawn anew may be the old one
+    for wrong in ({"retold": 99}, {"retold": 8, "pairs": 8, "length": 34, "queries": 4}):
+        with pytest.raises(InputError):
+            RecallTask(**wrong)
+
+
 def test_recall_training_lowers_the_loss():
     task = RecallTask(pairs=2, length=8, queries=2, keys=3, values=3, fillers=1)
     torch.manual_seed(0)

@@ -47,11 +47,30 @@ def test_bold_steps_make_the_chunk_matter_and_timid_ones_hide_it():
     assert moved["timid"] < 0.1 * moved["bold"]
 
 
+@pytest.mark.parametrize("chunk", [2, 4])
+def test_one_chunk_adds_where_two_replace(chunk):
+    """Linear memory, theta = 1/2, unit keys: told v then w, a new chunk holds w, one and the same chunk holds v + w."""
+    d = 4
+    g = torch.Generator().manual_seed(0)
+    v, w = (torch.randn(1, 1, d, generator=g).double() for _ in range(2))
+    key = torch.eye(d)[:1].double()[None]
+    still = torch.zeros(1, 1, d).double()  # a key of 0 writes nothing
+    k = torch.cat([key, still, key, still], 1)
+    value = torch.cat([v, still, w, still], 1)
+    zero = [torch.zeros(1, d, d).double()]
+    rule = lambda rows, position, reads: titans_coefficients(rows["theta"], reads=reads)  # noqa: E731
+    rates = {"theta": torch.full((1, 4), 0.5).double()}
+    _, fast, _ = scan(MemoryFunction(depth=1), FastWeights(zero, zero), k, k, value, rates, rule, chunk=chunk)
+    held = key[0] @ fast.now[0][0]
+    torch.testing.assert_close(held, w[0] if chunk == 2 else (v + w)[0])
+
+
 def test_claims_are_those_of_the_card():
     found = {claim.id: claim for claim in load_study("tnt").claims}
     assert set(found) == {"speed", "mismatch_smaller", "mismatch_larger", "cure", "global_memory", "surprise"}
     assert ">= 3 at 4,096" in found["speed"].threshold
     assert "at most half" in found["mismatch_smaller"].threshold
+    assert "lower at 64 than at 32" in found["mismatch_larger"].threshold
     assert ">= 5 times" in found["cure"].threshold
 
 

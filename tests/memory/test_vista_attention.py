@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,10 +15,14 @@ from rote.memory.vista import (
     TargetAttention,
     Vista,
     VistaConfig,
+    dequantise,
     isolated_attention,
+    quantise,
     quasi_linear_attention,
     reconstruction_error,
     shuffled_gap,
+    summarise_user,
+    update,
 )
 from rote.memory.vista.hstu import FullAttentionLayer, QuasiLinearLayer
 from rote.memory.vista.quasi_linear import identity, shifted_elu
@@ -273,6 +278,38 @@ def test_an_empty_history_still_scores(order):
     assert torch.isfinite(z).all()
     assert torch.isfinite(model.score(z[0], torch.arange(40))).all()
     assert torch.isfinite(model.reconstruction(z, batch)).all()
+
+
+@pytest.mark.parametrize("order", ["gap", "none"])
+def test_centred_summaries_change_no_score_and_quantise_better(order):
+    model, batch = small(order=order, stage1_layers=1), None
+    batch = some_histories(model, [30, 12, 5, 1, 40, 9])
+    with torch.no_grad():
+        z, candidates = model.summarise(batch), torch.arange(40).expand(6, -1)
+        before, told, version = model.logits(z, candidates), model.reconstruction(z, batch), model.version
+        model.centre_summaries(batch)
+        centred = model.summarise(batch)
+    assert torch.allclose(centred.mean(0), torch.zeros(4, 16), atol=1e-6)
+    assert torch.allclose(model.restored(centred), z, atol=1e-6)
+    with torch.no_grad():
+        assert torch.allclose(model.logits(centred, candidates), before, atol=1e-5)
+        assert torch.allclose(model.reconstruction(centred, batch), told, atol=1e-5)
+        assert torch.allclose(model.restored(centred[:, :2]), z[:, :2], atol=1e-6)  # a summary cut to its first vectors
+    assert model.version != version
+    error = [
+        np.abs(np.stack([dequantise(quantise(row, "int8"), 4, 16, "int8") - row for row in part.numpy()])).mean()
+        for part in (z, centred)
+    ]
+    assert error[1] < error[0]
+    # Every way to a summary is centred alike.
+    parts = [value[0, :30] for value in (batch.item, batch.action, batch.time)]
+    assert torch.allclose(model.summarise_long(*parts, block=7)[0], centred[0], atol=2e-5)
+    early = summarise_user(model, *(part[:20].numpy() for part in parts), keep_states=True)
+    later = update(model, early, *(part[20:].numpy() for part in parts))
+    assert np.allclose(later.vectors, centred[0].numpy(), atol=2e-5)
+    again = some_histories(model, [])
+    model.centre_summaries(again)
+    assert not model.stage1.centre.any()
 
 
 def test_version_is_of_weights_and_settings():

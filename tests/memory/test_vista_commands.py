@@ -34,15 +34,20 @@ def desk(tmp_path_factory):
     (home / "log.csv").write_text("\n".join(lines) + "\n")
     size = ("--dim", 16, "--heads", 2, "--seeds", 4, "--raw-events", 4)
     schedule = ("--steps", 120, "--batch-users", 64, "--negatives", 29, "--check-every", 60, "--learning-rate", "1e-2")
-    out = run("train", home / "log.csv", "--out", home / "model", *size, *schedule, "--baseline", "sasrec", "--json")
+    out = run("train", home / "log.csv", "--out", home / "model", *size, *schedule,
+              "--baseline", "sasrec", "--baseline", "target", "--json")  # fmt: skip
     run("summarize", home / "model", home / "log.csv", "--store", f"lmdb:{home / 'store'}", "-q")
     return home, json.loads(out)
 
 
 def test_training_is_judged_and_drawn(desk):
     home, found = desk
-    assert [one["model"] for one in found["models"]] == ["vista", "sasrec"]
+    assert [one["model"] for one in found["models"]] == ["vista", "sasrec", "target"]
+    assert set(found["vista NDCG@10 over"]) == {"sasrec", "target"}
+    for one in found["vista NDCG@10 over"].values():
+        assert one["low"] <= one["ratio"] <= one["high"]
     assert found["users judged"] == 80
+    assert not list(home.glob(".*unfinished"))
     for one in found["models"]:
         assert one["test"]["users"] == 80
         assert [check["step"] for check in one["validation"]] == [60, 120]

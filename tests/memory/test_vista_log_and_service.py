@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -24,6 +25,7 @@ from rote.memory.vista import (
     leave_one_out,
     lifelong_interest,
     load_model,
+    make_baseline,
     normalised_entropy,
     open_store,
     ranking_figures,
@@ -31,6 +33,8 @@ from rote.memory.vista import (
     raw_events,
     read_interactions,
     recommend,
+    recommender,
+    relative_quality,
     save_model,
     score,
     shuffled_gap,
@@ -38,6 +42,7 @@ from rote.memory.vista import (
     summarise_log,
     summarise_user,
     target_ranks,
+    train_recommender,
     update,
 )
 from rote.memory.vista.recommender import all_item_scores
@@ -162,6 +167,18 @@ def test_figures_are_their_definitions():
     for figure in (auc, normalised_entropy):
         with pytest.raises(InputError, match="one class"):
             figure(logit, np.ones(60))
+
+
+def test_relative_quality_is_a_ratio_with_an_interval_over_users():
+    rng = np.random.default_rng(0)
+    theirs = rng.integers(1, 30, 400)
+    ours = np.where(rng.random(400) < 0.2, 30, theirs)  # a fifth of what the other finds is lost
+    found = relative_quality(ours, theirs)
+    gains = [np.where(r <= 10, 1 / np.log2(1 + r), 0).mean() for r in (ours, theirs)]
+    assert np.isclose(found["ratio"], gains[0] / gains[1])
+    assert found["low"] < found["ratio"] < found["high"] < 1
+    assert relative_quality(theirs, theirs) == {"ratio": 1.0, "low": 1.0, "high": 1.0}
+    assert math.isnan(relative_quality(ours, np.full(400, 99))["ratio"])
 
 
 # ---- models, stores, updates
@@ -392,6 +409,58 @@ def test_ranks_are_over_all_unseen_items(log):
     assert np.abs(ranks(model, split, summaries=cached) - found).max() <= 1
 
 
+@pytest.mark.parametrize("stop", [7, 27])
+def test_an_interrupted_training_ends_as_an_uninterrupted_one(log, tmp_path, stop):
+    """Stopped in the first model and in the second; another recipe never reads what was kept."""
+    config = model_for(log).config
+    recipe = {"baselines": ("sasrec",), "check_every": 5, "patience": 9}
+    settings = TrainingSettings(steps=20, batch_users=8, negatives=4, warmup=3, seed=4)
+    _, whole = train_recommender(log, config, settings, **recipe)
+    steps = 0
+
+    def interrupt(what, done, total):
+        nonlocal steps
+        steps += what.startswith("training")
+        if steps == stop:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_recommender(log, config, settings, **recipe, resume=tmp_path / "kept", progress=interrupt)
+    assert len(list((tmp_path / "kept").glob("*.safetensors"))) == (1 if stop == 7 else 2)
+    seen = []
+    tell = lambda what, done, total: seen.append((what, done))  # noqa: E731
+    _, again = train_recommender(log, config, settings, **recipe, resume=tmp_path / "kept", progress=tell)
+    first = {what: done for what, done in reversed(seen)}
+    assert first.get("training vista", 21) == (6 if stop == 7 else 21)  # after five steps, or not at all
+    assert first["training sasrec"] == (1 if stop == 7 else 6)
+    for one, other in zip(whole, again, strict=True):
+        assert one.losses == other.losses
+        assert one.checks == other.checks
+        assert (one.ranks == other.ranks).all()
+        for a, b in zip(one.model.state_dict().values(), other.model.state_dict().values(), strict=True):
+            assert torch.equal(a, b)
+    seen.clear()
+    train_recommender(log, config, replace(settings, seed=5), **recipe, resume=tmp_path / "kept", progress=tell)
+    assert ("training vista", 1) in seen
+    for file in (tmp_path / "kept").glob("*.safetensors"):
+        file.write_bytes(b"broken")
+    with pytest.raises(InputError, match="remove it to train anew"):
+        train_recommender(log, config, settings, **recipe, resume=tmp_path / "kept")
+
+
+def test_full_target_attention_is_ranked_too(log, monkeypatch):
+    names = log.vocabulary
+    model = make_baseline(model_for(log).config, "target", category_of=torch.tensor(names.category_of))
+    assert len(model.attention.layers) == 3  # stage 1 and stage 2 together
+    split = leave_one_out(log)
+    histories, _ = split.request("test")
+    with torch.no_grad():
+        whole = model.logits(histories, torch.arange(len(names.items)).expand(len(histories), -1))[..., 0]
+    monkeypatch.setattr(recommender, "READ_AT_ONCE", 1)  # one user at a time
+    assert torch.allclose(all_item_scores(model, histories), whole, atol=1e-5)
+    assert len(ranks(model, split)) == len(split.targets)
+
+
 def parts_of(histories):
     for row in range(len(histories)):
         kept = histories.mask[row]
@@ -435,6 +504,8 @@ def test_a_summary_memorizes_its_user(trained):
     with torch.no_grad():
         summary = model.summarise(histories)
         events = model.embedding.content(histories.item, histories.action)
-    own, other = shuffled_gap(model.decoder, summary, events, histories.mask, torch.Generator().manual_seed(0))
+    assert model.stage1.centre.any()  # centred by the training
+    told = model.restored(summary)
+    own, other = shuffled_gap(model.decoder, told, events, histories.mask, torch.Generator().manual_seed(0))
     assert own.mean() < other.mean()
     assert raw_events(np.array([1]), np.array([0]), np.array([2.0]))["time"][0] == 2

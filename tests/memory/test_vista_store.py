@@ -287,6 +287,15 @@ for line in sys.stdin:
 """
 
 
+def test_lmdb_rewriting_in_batches_keeps_everybody_else(tmp_path, monkeypatch):
+    monkeypatch.setattr("rote.memory.vista.lmdb_store.COPY_BATCH", 5)
+    with open_store(f"lmdb:{tmp_path / 's'}", version=VERSION) as store:
+        store.put_many({f"u{n:02}": summary(seed=n) for n in range(23)})
+        assert store.delete(["u07", "u19"]) == {"u07": 1, "u19": 1}
+        assert list(store.scan()) == [f"u{n:02}" for n in range(23) if n not in (7, 19)]
+        assert np.allclose(store.require("u22").vectors, summary(seed=22).vectors, atol=0.05)
+
+
 def test_lmdb_readers_in_other_processes_see_every_change(tmp_path):
     """Also a deletion's fresh file, and a file that outgrew the reader's map."""
     pytest.importorskip("lmdb")

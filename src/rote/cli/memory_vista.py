@@ -6,6 +6,7 @@ Thin: parses, calls `rote.memory.vista`, prints. Heavy libraries are imported in
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -43,7 +44,7 @@ NO_VERSION = "0" * 16  # for commands that work on every version alike
 
 
 @vista_app.command(
-    "train", epilog="Example: rote memory vista train events.csv --out model --baseline sasrec --baseline hstu"
+    "train", epilog="Example: rote memory vista train events.csv --out model --baseline sasrec --baseline target"
 )
 def train(
     log: Log,
@@ -67,7 +68,7 @@ def train(
     check_every: Annotated[int, typer.Option(help="Steps between validations.")] = 200,
     patience: Annotated[int, typer.Option(help="Validations without a better NDCG@10 before training ends.")] = 5,
     baseline: Annotated[
-        list[str] | None, typer.Option("--baseline", help="Also train and judge: sasrec, hstu (full attention).")
+        list[str] | None, typer.Option(help="Also train and judge: sasrec, hstu, target (full target attention).")
     ] = None,
     column: Column = None,
     time_unit: TimeUnit = "s",
@@ -76,10 +77,14 @@ def train(
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train on a log; judge on each user's last event, ranked among all items (HR@k, NDCG@k)."""
+    """Train on a log; judge on each user's last event, ranked among all items (HR@k, NDCG@k).
+
+    The same command continues an interrupted run.
+    """
     from rote.memory.vista import (
         TrainingSettings,
         VistaConfig,
+        against_baselines,
         read_interactions,
         save_model,
         train_recommender,
@@ -101,16 +106,17 @@ def train(
     )  # fmt: skip
     _check_baselines(baselines)
     say(f"  {events.events:,} events of {len(events):,} users, {len(names.items):,} items", quiet=quiet or json_)
+    unfinished = output.parent / f".{output.name}.unfinished"
     with progress_bars(quiet=quiet or json_, unit="steps") as progress:
         split, found = train_recommender(
             events, config, settings, baselines=baselines, longest=longest, check_every=check_every, patience=patience,
-            progress=progress,
+            resume=unfinished, progress=progress,
         )  # fmt: skip
     model = found[0].model
     result = {
         "schema_version": "1.0", "version": model.version, "users": len(events), "events": events.events,
         "items": len(names.items), "users judged": len(split.targets), "users too short": split.too_short,
-        "models": [one.to_dict() for one in found],
+        "models": [one.to_dict() for one in found], "vista NDCG@10 over": against_baselines(found),
     }  # fmt: skip
     save_model(model, output, training=found[0].to_dict())  # type: ignore[arg-type]
     (output / "training.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -118,6 +124,7 @@ def train(
         training_figure({one.name: one.losses for one in found}, {one.name: one.checks for one in found}),
         output / "training.html",
     )
+    shutil.rmtree(unfinished, ignore_errors=True)
     if json_:
         print_json(result)
     elif not quiet:
@@ -125,6 +132,9 @@ def train(
             [{"model": one.name} | {k: one.test[k] for k in ("HR@1", "HR@10", "NDCG@10", "MRR")} for one in found],
             title=f"last event of {len(split.targets):,} users, ranked among {len(names.items):,} items",
         )
+        for name, one in result["vista NDCG@10 over"].items():
+            text = f"VISTA has {one['ratio']:.3f} of the NDCG@10 of {name} (95 % {one['low']:.3f} to {one['high']:.3f})"
+            console.print(text, markup=False, soft_wrap=True)
         console.print(
             f"model {model.version}: {output}, picture: {output / 'training.html'}", markup=False, soft_wrap=True
         )
@@ -366,7 +376,7 @@ def _check_baselines(names: list[str]) -> None:
     from rote.memory.vista.baselines import KINDS
 
     if wrong := [name for name in names if name not in KINDS]:
-        raise InputError(f"baseline {wrong[0]!r} is not known; use {' or '.join(KINDS)}")
+        raise InputError(f"baseline {wrong[0]!r} is not known; use {', '.join(KINDS)}")
 
 
 def _read(

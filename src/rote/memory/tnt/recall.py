@@ -2,7 +2,9 @@
 
 A sequence is P pairs "key value", then keys asked for in random order among filler tokens; the target behind a key is
 its value, which is never shown again. Keys, values and fillers are disjoint sets of tokens, drawn anew for every
-sequence, so nothing can be learned by heart: accuracy is what the memory of this very sequence holds.
+sequence, so nothing can be learned by heart: accuracy is what the memory of this very sequence holds. On request the
+first keys are told again with new values before anything is asked: the last value told is the right one, so that a
+memory must replace, and not only add.
 
     chance = 1 / number of values
 
@@ -28,7 +30,8 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class RecallTask:
-    """P pairs in the first 2 P tokens, then `queries` keys spread over the rest of `length` tokens.
+    """P pairs in the first 2 P tokens, the keys of the first `retold` told again with values drawn anew, then `queries`
+    keys spread over the rest of `length` tokens.
 
     Token ids: 0 .. fillers - 1 fillers, then keys, then values.
     """
@@ -39,14 +42,23 @@ class RecallTask:
     keys: int = 60
     values: int = 60
     fillers: int = 8
+    retold: int = 0
 
     def __post_init__(self):
         if self.pairs < 1 or self.pairs > self.keys:
             raise InputError(f"{self.pairs} pairs need as many different keys; there are {self.keys}")
-        if not 1 <= self.queries <= self.length - 2 * self.pairs:
+        if not 0 <= self.retold <= self.pairs:
+            raise InputError(f"{self.retold} pairs cannot be told again: there are {self.pairs}")
+        if not 1 <= self.queries <= self.length - self.told:
             raise InputError(
-                f"{self.pairs} pairs and {self.queries} queries do not fit in {self.length} tokens: make it longer"
+                f"{self.pairs} pairs, {self.retold} of them told again, and {self.queries} queries do not fit in"
+                f" {self.length} tokens: make it longer"
             )
+
+    @property
+    def told(self) -> int:
+        """Tokens of all pairs, before the first query may come."""
+        return 2 * (self.pairs + self.retold)
 
     @property
     def vocab_size(self) -> int:
@@ -64,7 +76,11 @@ class RecallTask:
             keys = self.fillers + rng.permutation(self.keys)[: self.pairs]
             values = self.fillers + self.keys + rng.integers(0, self.values, self.pairs)
             ids[row, 0 : 2 * self.pairs : 2], ids[row, 1 : 2 * self.pairs : 2] = keys, values
-            places = 2 * self.pairs + rng.permutation(self.length - 2 * self.pairs)[: self.queries]
+            if self.retold:
+                values[: self.retold] = self.fillers + self.keys + rng.integers(0, self.values, self.retold)
+                ids[row, 2 * self.pairs : self.told : 2] = keys[: self.retold]
+                ids[row, 2 * self.pairs + 1 : self.told : 2] = values[: self.retold]
+            places = self.told + rng.permutation(self.length - self.told)[: self.queries]
             asked = np.concatenate(
                 [rng.permutation(self.pairs) for _ in range(math.ceil(self.queries / self.pairs))]
             )[: self.queries]  # fmt: skip

@@ -105,7 +105,7 @@ def _reconstruction(
         return None
     window = slice(0, model.config.recon_window)
     events = model.embedding.content(histories.item[:, window], histories.action[:, window])
-    own, other = shuffled_gap(model.decoder, vectors, events, histories.mask[:, window], draw)
+    own, other = shuffled_gap(model.decoder, model.restored(vectors), events, histories.mask[:, window], draw)
     gap = (other - own).double()
     return {
         "L_rec own": float(own.mean()), "L_rec other": float(other.mean()), "gap": float(gap.mean()),

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
     from rote.memory.vista.config import VistaConfig
 
-KINDS = ("sasrec", "hstu")
+KINDS = ("sasrec", "hstu", "target")  # those `make_baseline` makes
+SEQUENCE_KINDS = KINDS[:2]
 
 
 class RawTargetAttention(nn.Module):
@@ -95,8 +96,8 @@ class SequenceModel(nn.Module):
         seed: int = 0,
     ):
         super().__init__()
-        if kind not in KINDS:
-            raise InputError(f"baseline {kind!r} is not known; use {' or '.join(KINDS)}")
+        if kind not in SEQUENCE_KINDS:
+            raise InputError(f"sequence model {kind!r} is not known; use {' or '.join(SEQUENCE_KINDS)}")
         self.kind, self.longest = kind, longest
         layers = config.stage1_layers + config.stage2_layers
         with torch.random.fork_rng(devices=[]):
@@ -130,3 +131,21 @@ class SequenceModel(nn.Module):
         last = (seen.mask.sum(1) - 1).clamp(min=0)
         state = state[torch.arange(len(state)), last] * seen.mask.any(1, keepdim=True)
         return (self.embedding.candidates(candidates) @ state[:, :, None]) * self.embedding.item.embedding_dim**-0.5
+
+
+def make_baseline(
+    config: VistaConfig,
+    kind: str,
+    *,
+    longest: int = 200,
+    category_of: Int[Tensor, " items"] | None = None,
+    seed: int = 0,
+) -> SequenceModel | RawTargetAttention:
+    """ "sasrec", "hstu", or "target": full target attention, candidates read all raw events. Width, heads and depth are
+    VISTA's. Raises InputError for another kind."""
+    if kind not in KINDS:
+        raise InputError(f"baseline {kind!r} is not known; use {', '.join(KINDS)}")
+    if kind != "target":
+        return SequenceModel(config, kind, longest=longest, category_of=category_of, seed=seed)
+    whole = replace(config, stage2_layers=config.stage1_layers + config.stage2_layers)
+    return RawTargetAttention(whole, category_of=category_of, seed=seed)

@@ -74,3 +74,25 @@ def ranking_figures(rank: Int[np.ndarray, " users"], cutoffs: tuple[int, ...] = 
     for k in cutoffs:
         found[f"HR@{k}"], found[f"NDCG@{k}"] = hit_rate(rank, k), ndcg(rank, k)
     return found | {"MRR": float((1 / rank).mean())}
+
+
+def relative_quality(
+    rank: Int[np.ndarray, " users"],
+    against: Int[np.ndarray, " users"],
+    k: int = 10,
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> dict[str, float]:
+    """NDCG@k of one model over another's on the same users: 1 is equal, above 1 is better; 95 % interval by resampling
+    users, both models' ranks together. NaN where the other finds nothing."""
+    gains = [np.where(found <= k, 1 / np.log2(1 + found), 0) for found in (rank, against)]
+    rng, draws = np.random.default_rng(seed), []
+    for _ in range(resamples):
+        rows = rng.integers(0, len(rank), len(rank))
+        draws.append([part[rows].mean() for part in gains])
+    ours, theirs = np.array(draws).T
+    kept = theirs > 0
+    low, high = np.quantile(ours[kept] / theirs[kept], [0.025, 0.975]) if kept.any() else (np.nan, np.nan)
+    ratio = gains[0].mean() / gains[1].mean() if gains[1].any() else np.nan
+    return {"ratio": float(ratio), "low": float(low), "high": float(high)}

@@ -77,7 +77,7 @@ def update(
     kept = model.config.raw_events
     fresh = raw_events(np.asarray(item), np.asarray(action), time)
     return Summary(
-        vectors=stage1.norm(new_seeds)[0].cpu().numpy(), version=summary.version, events=summary.events + len(time),
+        vectors=stage1.summary(new_seeds)[0].cpu().numpy(), version=summary.version, events=summary.events + len(time),
         last_time=float(time[-1]), raw=np.concatenate([summary.raw, fresh])[-kept:] if kept else summary.raw[:0],
         states=torch.stack(states).cpu().numpy(),
     )  # fmt: skip

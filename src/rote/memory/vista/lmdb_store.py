@@ -15,6 +15,7 @@ import contextlib
 import fcntl
 import os
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -207,7 +208,7 @@ class LmdbStore(SummaryStore):
         size = env.info()["map_size"]
         with contextlib.closing(self.lmdb.open(str(fresh), subdir=False, map_size=size)) as target, env.begin() as txn:
             pairs = (pair for pair in txn.cursor() if pair[0] != _PENDING)
-            while batch := [pair for pair, _ in zip(pairs, range(COPY_BATCH), strict=False)]:
+            while batch := list(islice(pairs, COPY_BATCH)):
                 with target.begin(write=True) as out:
                     for key, value in batch:
                         out.put(key, value, append=True)

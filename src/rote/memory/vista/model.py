@@ -106,10 +106,26 @@ class Vista(nn.Module):
 
         return self.stage1.stream(blocks, events)
 
+    @torch.no_grad()
+    def centre_summaries(self, histories: Histories, *, most: int = 1024) -> None:
+        """Measure the mean summary over at most `most` of these users (the training users): summaries then tell only
+        how a user differs from it, which halves the error of int8. Scores stay as they are, the version does not."""
+        self.stage1.centre.zero_()
+        total = torch.zeros_like(self.stage1.centre)
+        users = min(most, len(histories))
+        for rows in torch.arange(users).split(256):
+            total += self.summarise(histories.rows(rows)).sum(0)
+        self.stage1.centre.copy_(total / max(1, users))
+
+    def restored(self, summary: Float[Tensor, "b k dim"]) -> Float[Tensor, "b k dim"]:
+        """Summaries with what is common to all users back in them; of fewer than K vectors, the first are meant."""
+        return summary + self.stage1.centre[: summary.shape[1]]
+
     def tokens(
         self, summary: Float[Tensor, "b k dim"], raw: Histories | None = None
     ) -> tuple[Float[Tensor, "b s dim"], Bool[Tensor, "b s"] | None]:
         """What stage 2 reads: the summary, and the last raw events when there are any."""
+        summary = self.restored(summary)
         if raw is None or raw.item.shape[1] == 0:
             return summary, None
         beside = self.raw_norm(self.embedding(raw)) + self.raw_mark
@@ -138,7 +154,7 @@ class Vista(nn.Module):
         """L_rec of every user over the `recon_window` events from `start` on."""
         window = slice(start, start + self.config.recon_window)
         events = self.embedding.content(histories.item[:, window], histories.action[:, window])
-        return reconstruction_error(self.decoder(summary, events), events, histories.mask[:, window])
+        return reconstruction_error(self.decoder(self.restored(summary), events), events, histories.mask[:, window])
 
     def histories(self, item: Sequence[Any], action: Sequence[Any], time: Sequence[Any]) -> Histories:
         """Lists or arrays of different lengths, padded into one batch. Errors: InputError for an unknown number."""

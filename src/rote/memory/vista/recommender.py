@@ -13,17 +13,19 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from rote.errors import InputError
-from rote.memory.vista.baselines import SequenceModel
+from rote.memory.vista.baselines import RawTargetAttention, SequenceModel, make_baseline
 from rote.memory.vista.embedding import Histories
-from rote.memory.vista.evaluation import ndcg, ranking_figures, target_ranks
+from rote.memory.vista.evaluation import ndcg, ranking_figures, relative_quality, target_ranks
 from rote.memory.vista.model import Vista
+from rote.memory.vista.resume import Kept, identity_of
 from rote.memory.vista.training import TrainingSettings, fit_next_item
 from rote.runtime import threads, threads_for_width
 
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int], None]
 RANKED_AT_ONCE = 200_000  # candidates in one pass
+READ_AT_ONCE = 20_000_000  # (candidate, event) pairs in one pass of full target attention
+Recommender = Vista | SequenceModel | RawTargetAttention
 MOST_CHECKED = 1000  # users of a validation check
 
 
@@ -88,7 +92,7 @@ def leave_one_out(log: InteractionLog, *, longest: int = 200) -> LeaveOneOut:
 
 @torch.no_grad()
 def all_item_scores(
-    model: Vista | SequenceModel,
+    model: Recommender,
     histories: Histories,
     *,
     summaries: Float[Tensor, "b k dim"] | None = None,
@@ -102,9 +106,14 @@ def all_item_scores(
     items = torch.arange(model.embedding.item.num_embeddings)
     if isinstance(model, SequenceModel):
         return model.logits(histories, items.expand(len(histories), -1))[..., 0]
-    found = []
-    for rows in torch.arange(len(histories)).split(max(1, RANKED_AT_ONCE // len(items))):
+    found, most = [], RANKED_AT_ONCE // len(items)
+    if isinstance(model, RawTargetAttention):
+        most = min(most, READ_AT_ONCE // (len(items) * max(1, histories.item.shape[1])))
+    for rows in torch.arange(len(histories)).split(max(1, most)):
         part = histories.rows(rows)
+        if isinstance(model, RawTargetAttention):
+            found.append(model.logits(part, items.expand(len(rows), -1))[..., 0])
+            continue
         summary = model.summarise(part) if summaries is None else summaries[rows]
         use = raw and model.config.raw_events > 0
         beside = part.tail(part.mask.sum(1), model.config.raw_events) if use else None
@@ -113,7 +122,7 @@ def all_item_scores(
 
 
 def ranks(
-    model: Vista | SequenceModel,
+    model: Recommender,
     split: LeaveOneOut,
     part: str = "test",
     *,
@@ -141,14 +150,15 @@ def ranks(
 
 @dataclass
 class Trained:
-    """A trained model with its losses, validation checks, test figures and seconds of training."""
+    """A trained model with its losses, validation checks, seconds of training, test figures and test ranks."""
 
     name: str
-    model: Vista | SequenceModel
+    model: Recommender
     losses: list[float]
     checks: list[dict[str, float]]
     seconds: float
     test: dict[str, float] = field(default_factory=dict)
+    ranks: Int[np.ndarray, " judged"] = field(default_factory=lambda: np.empty(0, np.int64))
 
     def to_dict(self) -> dict[str, Any]:
         return {"model": self.name, "steps": len(self.losses), "seconds": round(self.seconds, 1),
@@ -165,35 +175,47 @@ def train_recommender(
     longest: int = 200,
     check_every: int = 200,
     patience: int = 5,
+    resume: str | Path | None = None,
     progress: Progress | None = None,
 ) -> tuple[LeaveOneOut, list[Trained]]:
     """Train VISTA, and baselines at the same width, depth, loss and steps; each stops after `patience` checks without a
     better validation NDCG@10 and keeps its best weights. Figures of the test events are taken once, at the end.
+    resume: a folder in which an interrupted run with the same log and settings finds what it had done.
 
     Errors: InputError for a log too short to split; RoteError when training diverges.
     """
     split = leave_one_out(log, longest=longest)
     vocabulary = log.vocabulary
     places = torch.tensor(vocabulary.category_of) if config.categories else None
-    models: dict[str, Vista | SequenceModel] = {"vista": Vista(config, vocabulary=vocabulary, seed=settings.seed)}
+    models: dict[str, Recommender] = {"vista": Vista(config, vocabulary=vocabulary, seed=settings.seed)}
     for kind in baselines:
-        models[kind] = SequenceModel(config, kind, longest=longest, category_of=places, seed=settings.seed)
+        models[kind] = make_baseline(config, kind, longest=longest, category_of=places, seed=settings.seed)
     found = []
     with threads(threads_for_width(config.dim)):
         for name, model in models.items():
-            found.append(_fit(name, model, split, settings, check_every, patience, progress))
-            found[-1].test = ranking_figures(ranks(model, split, "test", progress=progress))
+            kept = Kept(None if resume is None else Path(resume), every=check_every)
+            if resume is not None:
+                recipe = [name, config.to_dict(), asdict(settings), longest, check_every, patience]
+                kept.identity = identity_of(recipe, vocabulary.to_dict(), log.offsets, log.item, log.action, log.time)
+            found.append(_fit(name, model, split, settings, check_every, patience, progress, kept))
+            found[-1].ranks = ranks(model, split, "test", progress=progress)
+            found[-1].test = ranking_figures(found[-1].ranks)
     return split, found
 
 
+def against_baselines(found: Sequence[Trained]) -> dict[str, dict[str, float]]:
+    """NDCG@10 of the first model over each of the others' on the test events, with 95 % intervals over users."""
+    first, *others = found
+    return {one.name: relative_quality(first.ranks, one.ranks) for one in others}
+
+
 def _fit(
-    name: str, model: Vista | SequenceModel, split: LeaveOneOut, settings: TrainingSettings, check_every: int,
-    patience: int, progress: Progress | None,
+    name: str, model: Recommender, split: LeaveOneOut, settings: TrainingSettings, check_every: int,
+    patience: int, progress: Progress | None, kept: Kept,
 ) -> Trained:  # fmt: skip
     draw = torch.Generator().manual_seed(settings.seed)
     checked = torch.randperm(len(split.targets), generator=draw)[:MOST_CHECKED]
-    checks: list[dict[str, float]] = []
-    best: dict[str, Any] = {}
+    checks, best = kept.checks, kept.best
 
     def after(step: int, loss: float) -> bool:
         if step % check_every and step != settings.steps:
@@ -209,7 +231,9 @@ def _fit(
 
     began = time.perf_counter()
     tell = None if progress is None else lambda done, total, _loss: progress(f"training {name}", done, total)
-    losses = fit_next_item(model, split.training, settings, progress=tell, after=after)
+    losses = fit_next_item(model, split.training, settings, progress=tell, after=after, kept=kept)
     model.load_state_dict(best)
     model.eval()
+    if isinstance(model, Vista):
+        model.centre_summaries(split.training)
     return Trained(name, model, losses, checks, time.perf_counter() - began)

@@ -28,13 +28,19 @@ BLOCK = 8192  # events held at once when a long history is read in blocks
 
 
 class Summariser(nn.Module):
-    """Seeds and L1 layers. A summary is layer-normalised: of one size whatever the history, and easy to quantise."""
+    """Seeds and L1 layers. A summary is layer-normalised: of one size whatever the history.
+
+    What leaves is its deviation from `centre`, the mean summary of the training users (0 until it is measured): most of
+    a summary is common to all users, and what is common need not be stored, nor quantised, once per user.
+    """
 
     def __init__(self, dim: int, heads: int, seeds: int, layers: int):
         super().__init__()
         self.seeds = nn.Parameter(torch.randn(seeds, dim) / dim**0.5)
         self.blocks = nn.ModuleList(QuasiLinearLayer(dim, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(dim)
+        self.centre: Tensor
+        self.register_buffer("centre", torch.zeros(seeds, dim))
 
     @property
     def layers(self) -> list[QuasiLinearLayer]:
@@ -54,7 +60,11 @@ class Summariser(nn.Module):
             if number == len(self.layers) - 1:
                 x = x[:, -seeds:]  # nobody reads the last layer's other rows
             x = layer.read(x, states[-1], rows)
-        return self.norm(x), states
+        return self.summary(x), states
+
+    def summary(self, seed_rows: Float[Tensor, "b k dim"]) -> Float[Tensor, "b k dim"]:
+        """z of the seeds' rows after the last layer."""
+        return self.norm(seed_rows) - self.centre
 
     def stream(
         self, blocks: Callable[[], Iterable[Float[Tensor, "m dim"]]], events: int
@@ -72,7 +82,7 @@ class Summariser(nn.Module):
                     total = total + layer.state(self.through(block[None], states, rows))
             states.append(total)
             seed_rows = layer.read(seed_rows, total, rows)
-        return self.norm(seed_rows)[0], [state[0] for state in states]
+        return self.summary(seed_rows)[0], [state[0] for state in states]
 
     def through(
         self, x: Float[Tensor, "b m dim"], states: list[Float[Tensor, "b heads d d"]], rows: Float[Tensor, " b"]
@@ -86,4 +96,4 @@ class Summariser(nn.Module):
         self, states: list[Float[Tensor, "b heads d d"]], rows: Float[Tensor, " b"]
     ) -> Float[Tensor, "b k dim"]:
         """The summary that given states stand for."""
-        return self.norm(self.through(self.seeds.expand(len(rows), -1, -1), states, rows))
+        return self.summary(self.through(self.seeds.expand(len(rows), -1, -1), states, rows))

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from rote.memory.vista.baselines import RawTargetAttention, SequenceModel
     from rote.memory.vista.embedding import Histories
     from rote.memory.vista.model import Vista
+    from rote.memory.vista.resume import Kept
 
     Progress = Callable[[int, int, float], None]
 
@@ -71,19 +72,21 @@ def optimise(
     *,
     progress: Progress | None = None,
     after: Callable[[int, float], bool] | None = None,
+    kept: Kept | None = None,
 ) -> list[float]:
     """Run the loop; `loss_of` draws its batch from the generator it is given. Returns the loss of every step.
 
-    `after(steps done, loss)` is called after every step and may end the run by returning True.
+    `after(steps done, loss)` is called after every step and may end the run by returning True. With `kept`, the state
+    is written every so often, and a run that was interrupted goes on from there.
     Errors: RoteError when the loss is not finite.
     """
     generator = torch.Generator().manual_seed(settings.seed)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.98)
     )
+    losses, done = ([], False) if kept is None else kept.restore(model, optimizer, generator)
     model.train()
-    losses = []
-    for step in range(settings.steps):
+    for step in range(settings.steps if done else len(losses), settings.steps):
         for group in optimizer.param_groups:
             group["lr"] = settings.rate_at(step)
         loss = loss_of(generator)
@@ -99,7 +102,10 @@ def optimise(
         optimizer.step()
         if progress:
             progress(step + 1, settings.steps, losses[-1])
-        if after is not None and after(step + 1, losses[-1]):
+        ended = (after is not None and after(step + 1, losses[-1])) or step + 1 == settings.steps
+        if kept is not None and (ended or (step + 1) % kept.every == 0):
+            kept.save(model, optimizer, generator, losses, done=ended)
+        if ended:
             break
     model.eval()
     return losses
@@ -114,7 +120,10 @@ def fit_clicks(
     *,
     progress: Progress | None = None,
 ) -> list[float]:
-    """Train on labelled candidates (0 or 1) that were shown after each user's whole history."""
+    """Train on labelled candidates (0 or 1) that were shown after each user's whole history. A VISTA model's summaries
+    are centred in the end."""
+    from rote.memory.vista.model import Vista
+
     users = len(histories)
 
     def loss(generator: torch.Generator) -> Tensor:
@@ -124,7 +133,10 @@ def fit_clicks(
         return F.binary_cross_entropy_with_logits(logit[..., 0], label) + extra
 
     with threads(threads_for_width(model.config.dim)):
-        return optimise(model, loss, settings, progress=progress)
+        losses = optimise(model, loss, settings, progress=progress)
+        if isinstance(model, Vista):
+            model.centre_summaries(histories)
+    return losses
 
 
 def fit_next_item(
@@ -134,6 +146,7 @@ def fit_next_item(
     *,
     progress: Progress | None = None,
     after: Callable[[int, float], bool] | None = None,
+    kept: Kept | None = None,
 ) -> list[float]:
     """Train to tell each next item from `negatives` uniformly drawn ones (cross-entropy over 1 + negatives).
 
@@ -142,6 +155,7 @@ def fit_next_item(
     Errors: InputError when no user has two events.
     """
     from rote.memory.vista.baselines import SequenceModel
+    from rote.memory.vista.model import Vista
 
     length = histories.mask.sum(1)
     able = torch.nonzero(length >= 2)[:, 0]
@@ -163,7 +177,10 @@ def fit_next_item(
         return F.cross_entropy(logit, torch.zeros(len(rows), dtype=torch.long)) + extra
 
     with threads(threads_for_width(model.embedding.item.embedding_dim)):
-        return optimise(model, loss, settings, progress=progress, after=after)
+        losses = optimise(model, loss, settings, progress=progress, after=after, kept=kept)
+        if isinstance(model, Vista):
+            model.centre_summaries(histories)
+    return losses
 
 
 def request_logits(
