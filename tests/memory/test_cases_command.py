@@ -87,6 +87,24 @@ def test_explain_scan_and_audit(desk, tmp_path, capsys):
     header, *rows = (tmp_path / "n.tsv").read_text().splitlines()
     assert header.split("\t") == ["onset", "duration", "probability", "vote", "region", "neighbours"]
     assert len(rows) == len(scanned["events"])
+    again = (
+        "memory",
+        "cases",
+        "scan",
+        base,
+        desk / "night.edf",
+        "--stride",
+        0.5,
+        "--quiet-recording",
+        desk / "night.edf",
+    )
+    status, out, _ = call(capsys, *again, "--false-per-minute", 30, "--json")
+    calm = json.loads(out)
+    assert status == 0
+    assert len(calm["events"]) <= 30 * calm["seconds"] / 60  # the recording itself is taken to be quiet
+    assert calm["threshold"] != 0.5
+    status, out, _ = call(capsys, *again[:-2], "--threshold", 0.9)
+    assert "give --quiet-recording" in out
     status, out, _ = call(capsys, "memory", "cases", "audit", base, "--resamples", 50, "--top", 3, "--json")
     assert status == 0
     assert len(json.loads(out)["conflicts"]) == 3

@@ -24,7 +24,7 @@ from rote.memory.cases import (
 )
 from rote.memory.cases.evaluation import auroc, evaluate_votes, r_squared
 from rote.memory.cases.explain_figure import carriers, channel_groups, row_positions, save_figure, scale
-from rote.memory.cases.scan import electrode_weights, merge_hits, region, scan_recording
+from rote.memory.cases.scan import Scan, electrode_weights, merge_hits, quiet_threshold, region, scan_recording
 from rote.memory.cases.splits import held_out_patients
 from rote.records.simulated_eeg import simulate_eeg, simulate_recording
 
@@ -236,6 +236,23 @@ def test_scan_asks_every_window_and_merges_hits(fitted):
     assert np.allclose(found.times, starts / 128 + 0.5)
     assert len(found.events) >= 1
     assert len(found.to_annotations()) == len(found.events)
+
+
+def test_the_threshold_of_quiet_recordings_is_the_least_that_keeps_the_rate():
+    rng = np.random.default_rng(0)
+    scans = [
+        Scan((), np.arange(200) * 0.125 + 0.5, np.round(rng.random(200) ** 4, 2), 30.0, 0.5, 0.25) for _ in range(3)
+    ]
+    events = lambda t: sum(len(merge_hits(s.times, s.probability >= t, 0.25)) for s in scans)  # noqa: E731
+    for rate in (2.0, 5.0, 12.0):
+        found = quiet_threshold(scans, per_minute=rate)
+        levels = np.unique(np.concatenate([s.probability for s in scans]))
+        assert all(events(t) <= rate * 1.5 for t in levels[levels >= found])
+        assert events(levels[np.searchsorted(levels, found) - 1]) > rate * 1.5
+    with pytest.raises(InputError, match="cannot be had"):
+        quiet_threshold(scans, per_minute=0.0)
+    with pytest.raises(InputError, match="one scan or more"):
+        quiet_threshold([])
 
 
 def test_merging_and_regions(fitted):

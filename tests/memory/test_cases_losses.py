@@ -98,6 +98,20 @@ def test_projection_takes_the_nearest_case_of_the_class(world):
         assert torch.equal(model.fft[at].data, codes.fft[chosen[at]])
 
 
+def test_the_fitted_head_is_the_most_likely_scale_and_bias(world):
+    codes, weights = world[-1], torch.full((N, C), 1 / C)
+    model = Prototypes(codes.take(slice(0, 3)), torch.tensor([8, 0, 3]), R, IMPORTANCE, -1.0)
+    raw = (similarity(codes, weights, model.codes(), IMPORTANCE) @ model.head).double()
+    votes = torch.bernoulli(torch.sigmoid(2 * (raw - raw.mean()) / raw.std()), generator=G).long() * R
+    model.fit_head(codes, weights, votes)
+    y = votes.double() / R
+    best = torch.nn.functional.binary_cross_entropy(model.predict(codes, weights).double(), y)
+    scale = float((model.head[0] / torch.logit(torch.tensor(0.95))).detach())
+    for a, b in ((1.1, 0), (0.9, 0), (1, 0.1), (1, -0.1)):
+        z = a * scale * (raw - raw.mean()) + scale * raw.mean() + model.bias.item() + b
+        assert torch.nn.functional.binary_cross_entropy_with_logits(z, y) >= best - 1e-6
+
+
 def test_centred_codes_have_mean_zero(world):
     torch.manual_seed(1)
     trunk = ChannelTrunk.from_spikenet(world[0])

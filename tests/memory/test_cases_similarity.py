@@ -130,6 +130,24 @@ def test_blocks_and_single_queries_give_the_same(world):
     assert torch.allclose(whole, similarity(query, weights, cases), atol=1e-6)
 
 
+def test_search_in_blocks_is_the_sorted_matrix_with_ties_to_the_earlier_case(world):
+    _, _, cases, query, weights = world
+    many = Codes(*(torch.cat([part] * 4) for part in vars(cases).values()))  # every case four times: ties
+    scores = similarity_matrix(query, weights, many, IMPORTANCE).double().numpy()
+    barred = np.random.default_rng(0).random(scores.shape) < 0.2
+    for excluded in (None, barred):
+        kept = scores if excluded is None else np.where(excluded, -np.inf, scores)
+        wanted = np.argsort(-kept, axis=1, kind="stable")[:, :9]
+        for block in (1, 2 * 4 * N, 1 << 20):
+            found = search_exact(query, weights, many, IMPORTANCE, 9, excluded=excluded, block=block)
+            assert np.allclose(found.similarity, np.take_along_axis(kept, wanted, 1), atol=1e-6)
+            assert excluded is None or not np.take_along_axis(excluded, found.index, 1).any()
+    found = search_exact(query, weights, many, (0.5, 0.125, 0.0625, 0.3125), 9)
+    assert (np.diff(found.similarity, axis=1) <= 0).all()
+    with pytest.raises(InputError, match="k = 3"):
+        search_exact(query, weights, cases, IMPORTANCE, 3, excluded=np.ones((Q, N), bool))
+
+
 def test_shortlist_is_exact_on_the_factorised_part(world):
     _, _, cases, query, weights = world
     only = (1.0, 0.0, 0.0, 0.0)

@@ -240,6 +240,10 @@ def scan_command(
     ] = None,
     stride: Annotated[float, typer.Option(help="Seconds between windows.")] = 0.125,
     threshold: Annotated[float, typer.Option(help="Calibrated probability from which a window is a hit.")] = 0.5,
+    quiet_recording: Annotated[
+        list[Path] | None, typer.Option(help="A recording without events: take the threshold from it. May be repeated.")
+    ] = None,
+    false_per_minute: Annotated[float, typer.Option(help="False events a minute allowed in quiet recordings.")] = 1.0,
     refractory: Annotated[float, typer.Option(help="Hits at most this many seconds apart are one event.")] = 0.5,
     patient: Patient = None,
     resample: Resample = False,
@@ -247,16 +251,23 @@ def scan_command(
     quiet: Quiet = False,
 ) -> None:
     """Find events in a continuous recording: onset, duration, probability, region, neighbours."""
-    from rote.memory.cases import load_case_base, scan_recording
+    from rote.memory.cases import Scan, load_case_base, quiet_threshold, scan_recording
     from rote.records.eeg_recordings import read_recording
 
     estimator = load_case_base(base)
-    read = read_recording(recording, sfreq=estimator.model_.signal.sfreq, resample=resample)
     with progress_bars(quiet=quiet or json_, unit="windows") as progress:
-        found = scan_recording(
-            estimator, read.data, read.names, read.sfreq, stride=stride, threshold=threshold, refractory=refractory,
-            group=patient, progress=lambda done, total: progress("scanning", done, total),
-        )  # fmt: skip
+
+        def scan(path: Path, threshold: float, group: str | None) -> Scan:
+            read = read_recording(path, sfreq=estimator.model_.signal.sfreq, resample=resample)
+            return scan_recording(
+                estimator, read.data, read.names, read.sfreq, stride=stride, threshold=threshold,
+                refractory=refractory, group=group, progress=lambda done, total: progress(path.name, done, total),
+            )  # fmt: skip
+
+        if quiet_recording:
+            calm = [scan(path, threshold, None) for path in quiet_recording]
+            threshold = quiet_threshold(calm, per_minute=false_per_minute)
+        found = scan(recording, threshold, patient)
     if output is not None:
         found.save_tsv(output)
     events = [vars(event) | {"neighbours": list(event.neighbours)} for event in found.events]
@@ -270,8 +281,13 @@ def scan_command(
             console.print(f"{event.onset:9.2f} s  p = {event.probability:.2f}  {event.region}", markup=False)
         console.print(
             f"{len(found.events)} events in {found.seconds:.0f} s ({found.per_minute:.2f} a minute) at probability >="
-            f" {threshold:g}", markup=False, soft_wrap=True,
+            f" {threshold:.3g}", markup=False, soft_wrap=True,
         )  # fmt: skip
+        if not quiet_recording:
+            console.print(
+                "how many are false was not measured: give --quiet-recording, one without events, to set the threshold",
+                markup=False, soft_wrap=True,
+            )  # fmt: skip
 
 
 @cases_app.command("audit")

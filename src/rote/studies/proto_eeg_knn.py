@@ -88,8 +88,8 @@ class Size:
     patients: int = 300
     test_share: float = 0.27
     detector_epochs: int = 8
-    warm_epochs: int = 1
-    epochs: int = 2
+    warm_epochs: int = 5
+    epochs: int = 4
     width: float = 0.5
     scan_seconds: float = 60.0
 
@@ -112,7 +112,8 @@ def run(context: StudyContext, size: Size | None = None) -> None:
     model = ProtoKNN(**settings, validation_share=0.15)
     model.fit(train.data, train.votes, groups=train.groups, ids=train.ids)
     context.progress("comparing with the black box, prototypes and ablations")
-    rows, neighbours, votes = compare(model, new)
+    encoded = model.encode(new.data)
+    rows, neighbours, votes = compare(model, new, encoded)
     context.table("arms", rows)
     accuracy = {row["arm"]: row for row in rows}
     for claim, measure, room in (("auroc_of_the_black_box", "auroc", 0.02), ("r2_of_the_black_box", "r2", 0.05)):
@@ -122,10 +123,10 @@ def run(context: StudyContext, size: Size | None = None) -> None:
     context.table("neighbours", shares)
     context.figure("neighbours", share_figure(shares))
     context.progress("taking cases out")
-    deletion(context, model, new)
+    deletion(context, model, new, encoded)
     context.table("calibration", [calibration(model, new, votes["full"])])
     context.table("leakage", leakage(model))
-    context.progress("scanning a continuous recording")
+    context.progress("scanning continuous recordings")
     context.table("scan", scans(model, context.seed, size.scan_seconds))
     shown = np.flatnonzero((new.kind == "ied") & (new.votes >= 7) & (votes["full"] >= 0.5))
     if len(shown):
@@ -134,6 +135,7 @@ def run(context: StudyContext, size: Size | None = None) -> None:
             "explanation", model.explain(new.data[at], group=str(new.groups[at]), id=str(new.ids[at])).plot()
         )
     context.progress("training again with 5 % of the votes turned round")
+    del encoded, neighbours, votes
     turned, flipped = turn_votes(train.votes, train.raters, FLIPPED, derive_seed(context.seed, "turned"))
     auditor = ProtoKNN(**settings, prototype_phase=False, calibrate=False)
     auditor.fit(train.data, turned, groups=train.groups, ids=train.ids)
@@ -149,12 +151,12 @@ def test_patients(groups: np.ndarray, share: float) -> np.ndarray:
 test_patients.__test__ = False  # type: ignore[attr-defined]  # no test, whatever its name
 
 
-def compare(model, new) -> tuple[list[dict[str, Any]], dict[str, np.ndarray], dict[str, np.ndarray]]:
+def compare(model, new, encoded) -> tuple[list[dict[str, Any]], dict[str, np.ndarray], dict[str, np.ndarray]]:
     """AUROC, R2 and accuracy of every arm on new patients; neighbours' rows and predicted votes of the kNN arms."""
     from rote.memory.cases import evaluate_votes, search_exact
     from rote.memory.cases.channel_weights import channel_weights
 
-    base, encoded = model.cases_, model.encode(new.data)
+    base = model.cases_
     truth = new.votes / new.raters
     neighbours, votes, weights = {}, {}, {model.weights: encoded.weights}
     for arm, (importance, mode) in ARMS.items():
@@ -238,9 +240,8 @@ def place_and_shape(context: StudyContext, model, segments, new, neighbours, vot
     return table
 
 
-def deletion(context: StudyContext, model, new) -> None:
+def deletion(context: StudyContext, model, new, encoded) -> None:
     """Take each query's k neighbours out, search again; take k cases out that are no neighbours, predict again."""
-    encoded = model.encode(new.data)
     cases = model.cases_
     before = model._search(encoded, new.groups)
     vote = cases.fraction[before.index].mean(1)
@@ -326,23 +327,35 @@ def leakage(model) -> list[dict[str, Any]]:
 
 
 def scans(model, seed: int, seconds: float) -> list[dict[str, Any]]:
-    """Sensitivity and false positives a minute on continuous simulated EEG, with and without discharges."""
-    from rote.memory.cases import scan_recording
+    """Sensitivity and false events a minute on continuous simulated EEG of six more patients: at probability one half,
+    and at the threshold that two quiet recordings ask for (at most one false event a minute there)."""
+    from rote.errors import InputError
+    from rote.memory.cases import quiet_threshold, scan_recording
     from rote.records.simulated_eeg import simulate_recording
     from rote.runtime import derive_seed
 
-    rows = []
-    for name, per_minute in (("discharges", 12.0), ("none", 0.0)):
+    def scanned(name: str, per_minute: float):
         made = simulate_recording(seconds, per_minute=per_minute, seed=derive_seed(seed, "scan", name))
-        found = scan_recording(model, made.data, made.names, made.sfreq)
-        times = np.array([event.onset for event in found.events])
-        near = np.abs(times[:, None] - made.onsets[None]) <= 0.5
-        rows.append({
-            "recording": name, "seconds": seconds, "discharges": len(made.onsets),
-            "found": int(near.any(0).sum()) if len(times) else 0,
-            "false": int((~near.any(1)).sum()) if len(made.onsets) else len(times),
-            "focus": made.patient.focus,
-        })  # fmt: skip
+        return made, scan_recording(model, made.data, made.names, made.sfreq)
+
+    calm = [scanned(f"quiet {number}", 0.0)[1] for number in range(2)]
+    try:
+        asked = quiet_threshold(calm, per_minute=1.0)
+    except InputError:  # too many quiet windows of the highest probability: no threshold will do
+        asked = None
+    rows = []
+    for name, per_minute in (("discharges 0", 12.0), ("discharges 1", 12.0), ("none 0", 0.0), ("none 1", 0.0)):
+        made, found = scanned(name, per_minute)
+        for threshold in (0.5, asked):
+            if threshold is None:
+                continue
+            peaks = [found.times[run[len(run) // 2]] for run in found.runs(threshold)]
+            near = np.abs(np.array(peaks)[:, None] - made.onsets[None]) <= 0.5
+            rows.append({
+                "recording": name, "threshold": threshold, "from quiet recordings": threshold != 0.5,
+                "seconds": seconds, "discharges": len(made.onsets), "found": int(near.any(0).sum()),
+                "false": int((~near.any(1)).sum()), "focus": made.patient.focus,
+            })  # fmt: skip
     return rows
 
 

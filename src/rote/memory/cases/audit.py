@@ -20,7 +20,7 @@ import numpy as np
 from rote.memory.cases.case_base import CaseBase
 from rote.memory.cases.estimator import ProtoKNN
 from rote.memory.cases.evaluation import Evaluation, evaluate_votes
-from rote.memory.cases.search import search_exact
+from rote.memory.cases.search import BLOCK, search_exact, similarity_matrix
 
 DUPLICATE = 0.999  # both similarities at least this: the same EEG, or a copy of it
 
@@ -106,10 +106,10 @@ def duplicate_cases(base: CaseBase, importance: tuple[float, ...], *, threshold:
     from rote.memory.cases.similarity import similarity
 
     found: dict[tuple[int, int], Duplicate] = {}
-    step = max(1, (1 << 23) // max(1, len(base) * base.weights.shape[1]))
+    step = max(1, BLOCK // max(1, len(base)))
     for at in range(0, len(base), step):
         rows = slice(at, at + step)
-        scores = similarity(base.codes.take(rows), base.weights[rows], base.codes, importance).numpy()
+        scores = similarity_matrix(base.codes.take(rows), base.weights[rows], base.codes, importance).numpy()
         for row, column in np.argwhere(scores >= threshold):
             first, second = sorted((int(at + row), int(column)))
             if first == second or (first, second) in found:

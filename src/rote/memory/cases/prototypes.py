@@ -3,10 +3,14 @@
     z(x) = sum_p h(class(p)) S(x, p) + bias,    h = log-odds of the class's vote fraction / prototypes per class, frozen
 
 Prototypes are whole codes (latent, range, var, fft of every channel), started from training segments. Warm phase:
-prototypes only. Joint rounds: trunk, prototypes, bias (and, on request, the importance a). A projection ends each
-round: every prototype becomes the training case of its class that is most similar to it.
+prototypes only; the trunk stands still, so the training segments are encoded once, as they are. Joint rounds: trunk,
+prototypes, bias (and, on request, the importance a), on augmented segments. A projection ends each round: every
+prototype becomes the training case of its class that is most similar to it. Last, the scale and the bias of the head
+are fitted to the projected prototypes (convex, two numbers): S of all classes lie close together, and a frozen scale
+would leave every probability near one half.
 In the case-based model they are then replaced by all training segments; kept, they are the baseline.
-Source: Tang et al. 2025, arXiv 2510.20846 (code); Chen et al. 2019, arXiv 1806.10574 (projection).
+Source: Tang et al. 2025, arXiv 2510.20846 (code); Chen et al. 2019, arXiv 1806.10574 (projection, last layer fitted
+after it).
 
 Knows nothing about: the kNN head, files.
 """
@@ -84,6 +88,25 @@ class Prototypes(nn.Module):
             getattr(self, name)[found] = getattr(cases, name)[chosen[found]]
         return chosen
 
+    @torch.no_grad()
+    def fit_head(self, cases: Codes, weights: Float[Tensor, "n c"], votes: Int[Tensor, " n"], steps: int = 50) -> None:
+        """z <- s (h . S) + bias with the s >= 0 and the bias that are most likely for the votes of these cases.
+
+        Newton's method on the convex mean BCE(sigmoid(z), votes / raters), in float64; s goes into the head.
+        """
+        own = (similarity_matrix(cases, weights, self.codes(), self.importance.tolist()) @ self.head).double()
+        centre, spread = own.mean(), own.std().clamp_min(1e-9)
+        x = torch.stack([(own - centre) / spread, torch.ones_like(own)], 1)
+        y, found = votes.double() / self.raters, own.new_zeros(2)
+        for _ in range(steps):
+            p = torch.sigmoid(x @ found)
+            slope = x.T @ (p - y) + 1e-6 * found
+            curve = (x * (p * (1 - p))[:, None]).T @ x + 1e-6 * torch.eye(2, dtype=x.dtype)
+            found = found - torch.linalg.solve(curve, slope)
+        scale = max(0.0, float(found[0] / spread))
+        self.head.mul_(scale)
+        self.bias.fill_(float(found[1]) - scale * float(centre))
+
 
 def encode(trunk: ChannelTrunk, channels: Float[Tensor, "n c samples"], scaling: Scaling, *, batch: int = 64) -> Codes:
     """Codes of prepared segments (n, c, samples), without gradients. Every row alone: batches do not matter."""
@@ -131,16 +154,20 @@ def train_prototypes(
     total = (settings.warm_epochs + settings.rounds * settings.epochs) * steps
     done = 0
 
-    def epoch(optimizer: torch.optim.Optimizer) -> None:
+    def augmented(rows: np.ndarray) -> tuple[Codes, Tensor]:
+        made = augment(data[rows], montage, signal, rng)
+        batch, w = torch.from_numpy(made.channels).to(device), weights[rows].clone()
+        if flip is not None:
+            mirrored = torch.from_numpy(made.mirrored)
+            w[mirrored] = w[mirrored][:, torch.from_numpy(flip)]
+        return make_codes(trunk(batch), *channel_statistics(batch), scaling), w
+
+    def epoch(optimizer: torch.optim.Optimizer, known: Codes | None = None) -> None:
         nonlocal done
         for _ in range(steps):
             rows = np.concatenate([rng.choice(members, settings.per_class) for members in present])
-            made = augment(data[rows], montage, signal, rng)
-            batch, w = torch.from_numpy(made.channels).to(device), weights[rows].clone()
-            if flip is not None:
-                mirrored = torch.from_numpy(made.mirrored)
-                w[mirrored] = w[mirrored][:, torch.from_numpy(flip)]
-            query = make_codes(trunk(batch), *channel_statistics(batch), scaling)
+            query, w = augmented(rows) if known is None else (known.take(torch.from_numpy(rows)), weights[rows])
+            query = Codes(*(part.to(device) for part in vars(query).values()))
             logit, scores = prototypes(query, w.to(device))
             loss = _loss(prototypes, logit, scores, y[rows].to(device), raters, class_weight, settings)
             optimizer.zero_grad(set_to_none=True)
@@ -153,11 +180,10 @@ def train_prototypes(
                 progress("prototypes", done, total)
 
     if settings.warm_epochs:
-        trunk.requires_grad_(False)
-        warm = torch.optim.Adam(own, lr=settings.warm_rate)
+        warm, known = torch.optim.Adam(own, lr=settings.warm_rate), encode(trunk.cpu(), channels, scaling)
         for _ in range(settings.warm_epochs):
-            epoch(warm)
-        trunk.requires_grad_(True)
+            epoch(warm, known)
+        trunk.to(device)
     groups = [
         {"params": list(trunk.parameters()), "lr": settings.backbone_rate, "weight_decay": settings.backbone_decay},
         {"params": own, "lr": settings.prototype_rate},
@@ -178,7 +204,8 @@ def train_prototypes(
         trunk.to(device)
         prototypes.to(device)
     trunk.eval().cpu()
-    return prototypes.eval().cpu()
+    prototypes.eval().cpu().fit_head(encode(trunk, channels, scaling), weights, y)
+    return prototypes
 
 
 def _loss(

@@ -2,8 +2,10 @@
 
     window = the model's crop;  hit: calibrated probability >= threshold;  hits closer than `refractory` are one event
 
-An event's onset is the centre of its most probable window. False positives a minute depend on the threshold: measure
-them on recordings without events before quoting a sensitivity.
+An event's onset is the centre of its most probable window. The calibrated probability is that of segments like the
+calibration set's, in which events are common. In a recording they are rare, and each minute asks hundreds of windows:
+at probability one half, one quiet window in twenty that looks like an event makes some twenty false events a minute.
+So take the threshold from recordings known to hold no event (`quiet_threshold`) before quoting a sensitivity.
 
 Knows nothing about: files, figures.
 """
@@ -55,10 +57,16 @@ class Scan:
     probability: Float[np.ndarray, " windows"]
     seconds: float
     threshold: float
+    refractory: float = 0.5
 
     @property
     def per_minute(self) -> float:
         return 60 * len(self.events) / self.seconds
+
+    def runs(self, threshold: float) -> list[np.ndarray]:
+        """Windows of each event at this threshold, the most probable ones of each (several where they are equal)."""
+        merged = merge_hits(self.times, self.probability >= threshold, self.refractory)
+        return [run[self.probability[run] == self.probability[run].max()] for run in merged]
 
     def save_tsv(self, path: str | Path) -> Path:
         """BIDS-style events: onset, duration, probability, vote, region, neighbours (ids, comma-separated)."""
@@ -136,7 +144,7 @@ def scan_recording(
                 tuple(map(str, estimator.cases_.ids[index[peak]])),
             )
         )  # fmt: skip
-    return Scan(tuple(events), times, chance, ordered.shape[1] / sfreq, threshold)
+    return Scan(tuple(events), times, chance, ordered.shape[1] / sfreq, threshold, refractory)
 
 
 def merge_hits(times: Float[np.ndarray, " n"], hit: np.ndarray, refractory: float) -> list[np.ndarray]:
@@ -145,6 +153,33 @@ def merge_hits(times: Float[np.ndarray, " n"], hit: np.ndarray, refractory: floa
     if not len(at):
         return []
     return np.split(at, np.flatnonzero(np.diff(times[at]) > refractory + 1e-9) + 1)
+
+
+def quiet_threshold(scans: Sequence[Scan], *, per_minute: float = 1.0) -> float:
+    """The least threshold from which on these scans, of recordings known to hold no event, have at most `per_minute`
+    events a minute.
+
+    Raises InputError without a scan, and where even windows of the highest probability are more than that: the cases
+    then cannot tell quiet EEG of these recordings from events.
+    """
+    if not scans or per_minute < 0:
+        raise InputError("give one scan or more of recordings without events, and a rate of at least 0 a minute")
+    allowed = per_minute * sum(scan.seconds for scan in scans) / 60
+
+    def false_events(threshold: float) -> int:
+        return sum(len(scan.runs(threshold)) for scan in scans)
+
+    found = None
+    for level in np.unique(np.concatenate([scan.probability for scan in scans]))[::-1]:
+        if false_events(level) > allowed:
+            break
+        found = float(level)
+    if found is None:
+        raise InputError(
+            f"at most {per_minute:g} false events a minute cannot be had: {false_events(level)} windows or runs of them"
+            f" reach the highest probability, {level:.3f}; fit with quiet segments of such recordings among the cases"
+        )
+    return found
 
 
 def electrode_weights(montage: Montage, weights: Float[np.ndarray, " c"]) -> Float[np.ndarray, " electrodes"]:

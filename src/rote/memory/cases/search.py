@@ -22,8 +22,9 @@ from torch import Tensor
 
 from rote.errors import InputError, MissingDependencyError
 from rote.memory.cases.similarity import Codes, similarity
+from rote.memory.cases.statistics import FFT_EPSILON, FFT_SCALE
 
-BLOCK = 1 << 23  # numbers of one (queries, cases, channels) block: 32 MB a tensor
+BLOCK = 1 << 19  # numbers of one (queries, cases) block: 2 MB a tensor, so that a channel's terms stay in the cache
 
 
 @dataclass(frozen=True)
@@ -35,17 +36,18 @@ class Found:
     certified: Bool[np.ndarray, " q"]
 
 
+@torch.no_grad()
 def similarity_matrix(
     query: Codes, weights: Float[Tensor, "q c"], cases: Codes, importance: Sequence[float], *, block: int = BLOCK
 ) -> Float[Tensor, "q p"]:
-    """All S(x, p), computed in blocks of queries so that memory stays bounded."""
-    per_query = max(1, cases.range.shape[0] * cases.range.shape[1])
-    step = max(1, block // per_query)
+    """All S(x, p). `similarity` without gradients, one channel after the other: no (q, p, c) tensor is made."""
+    step = max(1, block // max(1, len(cases)))
+    memory = _by_channel(cases)
     parts = [
-        similarity(query.take(slice(at, at + step)), weights[at : at + step], cases, importance)
+        _block(query.take(slice(at, at + step)), weights[at : at + step], memory, importance)
         for at in range(0, len(query), step)
     ]
-    return torch.cat(parts)
+    return torch.cat(parts) if parts else weights.new_zeros(0, len(cases))
 
 
 def search_exact(
@@ -56,10 +58,61 @@ def search_exact(
     k: int,
     *,
     excluded: Bool[np.ndarray, "q p"] | None = None,
+    block: int = BLOCK,
 ) -> Found:
-    """The k largest S of every query among the cases that are not excluded; ties go to the earlier case."""
-    scores = similarity_matrix(query, weights, cases, importance).double().numpy()
-    return _top(scores, k, excluded)
+    """The k largest S of every query among the cases that are not excluded; ties go to the earlier case.
+
+    Memory: a few tensors of `block` numbers, whatever the number of queries.
+    """
+    step = max(1, block // max(1, len(cases)))
+    memory, found = _by_channel(cases), []
+    for at in range(0, max(1, len(query)), step):
+        rows = slice(at, at + step)
+        with torch.no_grad():
+            scores = _block(query.take(rows), weights[rows], memory, importance).double().numpy()
+        found.append(_top(scores, k, None if excluded is None else excluded[rows]))
+    return Found(*(np.concatenate(column) for column in zip(*(vars(one).values() for one in found), strict=True)))
+
+
+@dataclass(frozen=True)
+class _Memory:
+    """Codes of the cases, channel first; spectra around their mean `centre` (see `similarity.fft_distance`)."""
+
+    latent: Float[Tensor, "c p dim"]
+    range: Float[Tensor, "c p"]
+    var: Float[Tensor, "c p"]
+    fft: Float[Tensor, "c p bins"]
+    squared: Float[Tensor, "c p"]
+    centre: Float[Tensor, "c bins"]
+
+
+def _by_channel(cases: Codes) -> _Memory:
+    centre = cases.fft.mean(0)
+    fft = (cases.fft - centre).transpose(0, 1).contiguous()
+    return _Memory(
+        cases.latent.transpose(0, 1).contiguous(), cases.range.T.contiguous(), cases.var.T.contiguous(), fft,
+        (fft * fft).sum(-1), centre,
+    )  # fmt: skip
+
+
+def _block(query: Codes, weights: Float[Tensor, "q c"], memory: _Memory, importance: Sequence[float]) -> Tensor:
+    """sum_c w_c sum_i a_i s_i of one block of queries, (q, p)."""
+    a = [float(share) for share in importance]
+    total = weights.new_zeros(len(query), memory.range.shape[1])
+    for c in range(weights.shape[1]):
+        s = torch.zeros_like(total)
+        if a[0]:
+            s.addmm_(query.latent[:, c], memory.latent[c].T, alpha=a[0])
+        for share, own, theirs in ((a[1], query.range, memory.range), (a[2], query.var, memory.var)):
+            if share:
+                s.add_((own[:, c, None] - theirs[c]).abs_().neg_().add_(1).clamp_(0, 1), alpha=share)
+        if a[3]:
+            x = query.fft[:, c] - memory.centre[c]
+            far = torch.addmm((x * x).sum(-1)[:, None] + memory.squared[c], x, memory.fft[c].T, alpha=-2)
+            near = far.clamp_min_(1e-8).sqrt_().add_(FFT_EPSILON).reciprocal_().mul_(FFT_SCALE).clamp_(max=1)
+            s.add_(near, alpha=a[3])
+        total.addcmul_(s, weights[:, c, None])
+    return total
 
 
 def _top(scores: np.ndarray, k: int, excluded: np.ndarray | None) -> Found:
@@ -68,8 +121,20 @@ def _top(scores: np.ndarray, k: int, excluded: np.ndarray | None) -> Found:
     left = np.isfinite(scores).sum(1)
     if k < 1 or (left < k).any():
         raise _too_few(k, int(left.min()) if len(left) else 0)
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    order = _largest(scores, k)
     return Found(order, np.take_along_axis(scores, order, 1), np.ones(len(scores), bool))
+
+
+def _largest(scores: np.ndarray, k: int) -> np.ndarray:
+    """Columns of the k largest of every row, largest first, ties by column."""
+    if 8 * k >= scores.shape[1]:
+        return np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    least = np.partition(scores, scores.shape[1] - k, axis=1)[:, scores.shape[1] - k, None]
+    order = np.empty((len(scores), k), np.int64)
+    for row, (values, bound) in enumerate(zip(scores, least, strict=True)):
+        able = np.flatnonzero(values >= bound)
+        order[row] = able[np.argsort(-values[able], kind="stable")[:k]]
+    return order
 
 
 def _too_few(k: int, left: int) -> InputError:
