@@ -102,6 +102,30 @@ def test_fitting_twice_gives_the_same_and_calibration_patients_are_no_cases(fitt
     assert not set(again.cases_.groups) & set(again.validation_groups_)
 
 
+def test_an_interrupted_fit_goes_on_with_its_detector(fitted, segments, tmp_path, monkeypatch):
+    train, _ = segments
+    options = {"groups": train.groups, "ids": train.ids, "resume": tmp_path}
+    before = [value.clone() for value in fitted.model_.detector.state_dict().values()]
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("rote.memory.cases.estimator.train_prototypes", stop)
+        with pytest.raises(KeyboardInterrupt):
+            clone(fitted).fit(train.data, train.votes, **options)
+    assert len(list(tmp_path.iterdir())) == 1
+    monkeypatch.setattr("rote.memory.cases.estimator.train_detector", stop)
+    again = clone(fitted).fit(train.data, train.votes, **options)  # the detector is not trained again
+    whole = [value.clone() for value in again.model_.detector.state_dict().values()]
+    assert all(torch.equal(a, b) for a, b in zip(before, whole, strict=True))
+    with pytest.raises(KeyboardInterrupt):  # other votes: another detector
+        clone(fitted).fit(train.data, 8 - train.votes, **options)
+    next(tmp_path.iterdir()).write_bytes(b"broken")
+    with pytest.raises(InputError, match="remove it to train anew"):
+        clone(fitted).fit(train.data, train.votes, **options)
+
+
 def test_channel_order_and_names_do_not_matter(fitted, segments):
     new = segments[1]
     order = np.random.default_rng(0).permutation(19)

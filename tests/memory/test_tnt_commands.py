@@ -35,6 +35,7 @@ def test_stages_and_what_they_say(desk, capsys):
     assert one["trained_chunks"] == {"global_chunk": 16, "local_chunks": [4, 8], "shard": 16}
     assert two["trained_chunks"]["local_chunks"] == [1, 2]
     assert two["local_rates"] == one["local_rates"]
+    assert not list(desk.glob(".*unfinished*"))
     status, out, _ = run(capsys, "eval", "--model", desk / "two", "--text", desk / "text.txt", "--contexts", "32,256",
                          "--json")  # fmt: skip
     assert status == 0

@@ -5,6 +5,7 @@ Thin: parses, calls `rote.memory.cases` and `rote.records`, prints. Heavy librar
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -88,7 +89,10 @@ def fit(
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train on labelled segments, remember them as cases, calibrate on held-out patients."""
+    """Train on labelled segments, remember them as cases, calibrate on held-out patients.
+
+    The same command continues an interrupted run behind the last part that was finished.
+    """
     from rote.memory.cases import ProtoKNN, SignalSettings, TrainingSettings, save_case_base
     from rote.records.eeg_recordings import read_segments, segments_from_events
 
@@ -108,12 +112,14 @@ def fit(
         montage=montage, k=k, weights=weights, signal=signal, prototype_phase=prototype_phase, calibrate=calibrate,
         training=TrainingSettings.small(width=width, detector_epochs=epochs), random_state=seed, device=device,
     )  # fmt: skip
+    unfinished = output.parent / f".{output.name}.unfinished"
     with progress_bars(quiet=quiet or json_, unit="batches") as progress:
         estimator.fit(
             labelled.data, labelled.votes, groups=labelled.groups, raters=labelled.raters, ids=labelled.ids,
-            ch_names=labelled.names, sfreq=labelled.sfreq, progress=progress,
+            ch_names=labelled.names, sfreq=labelled.sfreq, resume=unfinished, progress=progress,
         )  # fmt: skip
     path = save_case_base(estimator, output)
+    shutil.rmtree(unfinished, ignore_errors=True)
     base = estimator.cases_
     _show(
         {

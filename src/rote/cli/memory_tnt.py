@@ -5,7 +5,9 @@ Thin: parses, calls `rote.memory.tnt`, prints. Heavy libraries are imported insi
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -65,7 +67,9 @@ def train(
     trainable: Annotated[
         str, typer.Option(help="Stage 2: all parameters, or those of the local memories: all, local.")
     ] = "all",
-    resume: Annotated[Path | None, typer.Option(help="Stage 1: folder for resuming an interrupted run.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Folder for resuming an interrupted run. [default: hidden, beside --out]")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     config: Annotated[
         Path | None,
@@ -74,7 +78,10 @@ def train(
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a memory model on text; the checkpoint is an ordinary Hugging Face directory for `rote audit lm`."""
+    """Train a memory model on text; the checkpoint is an ordinary Hugging Face directory for `rote audit lm`.
+
+    The same command continues an interrupted run.
+    """
     if stage not in (1, 2):
         raise InputError(f"stage is {stage}: it must be 1 or 2")
     if (stage == 2) != (start is not None):
@@ -92,6 +99,8 @@ def train(
     texts = _texts(text)
     recipe = TrainingConfig(batch_size=batch_size, learning_rate=learning_rate)
     sizes = _sizes(local_chunks, "--local-chunks") if local_chunks is not None else None
+    unfinished = resume or output.parent / f".{output.name}.unfinished{_of_start(start, trainable)}"
+    kept: dict[str, Any] = {"checkpoint": unfinished, "checkpoint_every": 50}
     with progress_bars(quiet=quiet or json_, unit="steps") as progress:
         tell = _steps(progress)
         if start is not None:
@@ -100,7 +109,7 @@ def train(
             short = repeated(rows, 0.05 * epochs, batch_size)
             before = evaluate(model, held)
             model = finetune(
-                model, short, local_chunks=sizes, chunk=chunk, trainable=trainable, config=recipe, progress=tell
+                model, short, local_chunks=sizes, chunk=chunk, trainable=trainable, config=recipe, progress=tell, **kept
             )  # fmt: skip
         else:
             tokenizer = train_bpe(texts, vocab_size=vocab_size)
@@ -113,13 +122,10 @@ def train(
                 pad_token_id=tokenizer.pad_token_id,
             )  # fmt: skip
             model, before = make(settings, seed), None
-            every = 50 if resume else 0
-            fit(
-                model, repeated(rows, epochs, batch_size), recipe, progress=tell, checkpoint=resume,
-                checkpoint_every=every,
-            )  # fmt: skip
+            fit(model, repeated(rows, epochs, batch_size), recipe, progress=tell, **kept)
     after = evaluate(model, held)
     save_checkpoint(model, tokenizer, output)
+    shutil.rmtree(unfinished, ignore_errors=True)
     result = {
         "schema_version": "1.0", "command": "memory tnt train", "stage": stage, "model": str(output), "seed": seed,
         "architecture": model.config.architecture, "chunks": model.config.chunks, "parameters": model.num_parameters(),
@@ -133,6 +139,14 @@ def train(
             f"{output}: {model.num_parameters():,} parameters, chunks {model.config.chunks}, perplexity"
             f" {after.perplexity:.2f} on {after.tokens:,} held-out tokens{was}", markup=False, soft_wrap=True,
         )  # fmt: skip
+
+
+def _of_start(start: Path | None, trainable: str) -> str:
+    """What tells stage 2 from one checkpoint from stage 2 from another, in the name of what is kept of it."""
+    weights = None if start is None else start / "model.safetensors"
+    if weights is None or not weights.is_file():
+        return ""
+    return "-" + hashlib.sha256(trainable.encode() + weights.read_bytes()).hexdigest()[:12]
 
 
 @tnt_app.command("eval")

@@ -13,6 +13,8 @@ Knows nothing about: files, figures, recordings.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from rote.errors import InputError
-from rote.memory.cases.backbone import ChannelTrunk, centre_codes
+from rote.memory.cases.backbone import ChannelTrunk, SpikeNet, centre_codes
 from rote.memory.cases.case_base import CaseBase
 from rote.memory.cases.channel_weights import channel_weights, check_mode
 from rote.memory.cases.evaluation import Evaluation, evaluate_votes
@@ -43,6 +45,7 @@ from rote.memory.cases.splits import (
 )
 from rote.memory.cases.statistics import Scaling, channel_statistics
 from rote.memory.cases.training import Progress, TrainingSettings, train_detector
+from rote.memory.cases.unfinished import kept_detector
 from rote.runtime import derive_seed
 
 SEARCHES = ("exact", "faiss")
@@ -110,11 +113,13 @@ class ProtoKNN(ClassifierMixin, BaseEstimator):
         ids=None,
         ch_names: Sequence[str] | None = None,
         sfreq: float | None = None,
+        resume: str | Path | None = None,
         progress: Progress | None = None,
     ) -> ProtoKNN:
         """Train detector, trunk and prototypes, remember the training segments, calibrate on held-out patients.
 
         votes: how many of `raters` marked each segment (raters=1: yes or no). groups: the patient of each, mandatory.
+        resume: a folder where the trained detector is kept, should the rest be interrupted.
         Raises InputError for bad data (see `check_segments`), missing groups, votes outside 0 .. raters, one class.
         """
         from rote.runtime import pick_device
@@ -145,9 +150,13 @@ class ProtoKNN(ClassifierMixin, BaseEstimator):
         device = pick_device(self.device)
         shared: dict[str, Any] = {"device": device, "progress": progress}
         train, y = data[~held], votes[~held]
-        detector = train_detector(
-            train, y, raters, montage, signal, settings, seed=derive_seed(self.random_state, "detector"), **shared
-        )
+        seed = derive_seed(self.random_state, "detector")
+        detector = kept_detector(
+            resume, (train, y), {"raters": raters, "montage": asdict(montage), "signal": signal.to_dict(),
+                                 "training": settings.to_dict(), "seed": seed},
+            lambda: SpikeNet(len(montage.channels), signal.crop, width=settings.width, dropout=settings.dropout),
+            lambda: train_detector(train, y, raters, montage, signal, settings, seed=seed, **shared),
+        )  # fmt: skip
         channels = torch.from_numpy(prepare(train, montage, signal))
         scaling = Scaling.fit(*channel_statistics(channels)[:2])
         trunk = ChannelTrunk.from_spikenet(detector)

@@ -68,6 +68,8 @@ def finetune(
     trainable: str = "all",
     config: TrainingConfig | None = None,
     progress: Progress | None = None,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 0,
 ) -> TNTForCausalLM:
     """Stage 2: a copy of the model with smaller local chunks (or `chunk`, for Titans), trained further on the stream.
 
@@ -82,7 +84,9 @@ def finetune(
             parameter.requires_grad_(_is_local(tuned.config, name))
         if not any(parameter.requires_grad for parameter in tuned.parameters()):
             raise InputError("trainable='local' needs a TNT model with local memories: use trainable='all'")
-    train(tuned, stream, config, progress=progress)
+    train(
+        tuned, stream, config, progress=progress, checkpoint=checkpoint, checkpoint_every=checkpoint_every
+    )  # fmt: skip
     return tuned.requires_grad_(True)
 
 
