@@ -17,7 +17,9 @@ from rote.internals.neurons import (
     Direction,
     Place,
     choose_place,
+    class_direction,
     dose_at_cost,
+    fisher_reader,
     intervene,
     kind_nll,
     load_direction,
@@ -28,7 +30,7 @@ from rote.internals.neurons import (
 )
 from rote.internals.neurons.activations import ActivationStore
 from rote.internals.neurons.dose_response import dose_response, perplexity, recited
-from rote.internals.neurons.intervention import project_to_mean, set_to_mean, subtract_difference
+from rote.internals.neurons.intervention import project_to_mean, set_to_mean, subtract_difference, subtract_weighted
 from rote.internals.neurons.sites import SITES, attach
 from rote.models import CausalLM
 from rote.scores.continuations import greedy_continuations
@@ -240,6 +242,55 @@ def test_the_place_is_the_one_with_the_largest_rise_at_the_same_price(checkpoint
         assert kind_nll(model, labels)["memorized"] - base == pytest.approx(best["rise_memorized"], abs=1e-6)
     values = np.asarray(acts[direction.place], np.float64)
     assert np.allclose(direction.delta, values[labels.label].mean(0) - values[~labels.label].mean(0))
+
+
+@given(st.integers(0, 1000))
+@settings(max_examples=30, deadline=None)
+def test_the_reader_is_fishers_and_the_weighted_dose_goes_where_it_points(seed):
+    """Against the generalised eigenvalue problem, and with the mean score of both classes; the weighted change of class
+    1 is the plain difference of means on average, that of class 0 nothing."""
+    from scipy.linalg import eigh
+
+    rng = np.random.default_rng(seed)
+    mixing = rng.standard_normal((5, 5))
+    one, zero = rng.standard_normal((40, 5)) @ mixing + rng.standard_normal(5), rng.standard_normal((60, 5)) @ mixing
+    reader = fisher_reader(one, zero, shrinkage=0)
+    delta = one.mean(0) - zero.mean(0)
+    within = (np.cov(one.T) * 39 + np.cov(zero.T) * 59) / 98
+    leading = eigh(np.outer(delta, delta), within)[1][:, -1]
+    assert abs(leading @ reader) / np.linalg.norm(leading) / np.linalg.norm(reader) == pytest.approx(1)
+    assert reader @ delta == pytest.approx(1)
+    tensors = [torch.from_numpy(array) for array in (delta, reader, zero.mean(0))]
+    lost = [(values - subtract_weighted(torch.from_numpy(values), *tensors, 2.0).numpy()) for values in (one, zero)]
+    assert np.allclose(lost[0].mean(0), 2 * delta)
+    assert np.allclose(lost[1].mean(0), 0, atol=1e-9)
+    erased = subtract_weighted(torch.from_numpy(one), *tensors)
+    assert torch.allclose(subtract_weighted(erased, *tensors), erased)  # dose 1 is a projection
+
+
+def test_a_discriminant_of_nothing_is_refused():
+    with pytest.raises(InputError, match="2 tokens or more"):
+        fisher_reader(np.ones((1, 3)), np.ones((4, 3)))
+    with pytest.raises(InputError, match="nothing to discriminate"):
+        fisher_reader(np.ones((3, 3)), np.ones((4, 3)))
+
+
+def test_a_weighted_direction_is_used_and_kept(checkpoints, tmp_path):
+    model = CausalLM.load(checkpoints("gpt2"), device="cpu")
+    labels = labelled(vocabulary=60)
+    acts = ActivationStore.capture(model, labels, sites="resid_post", layers=0)
+    direction = class_direction(acts, labels, ("resid_post", 0), ordinary=acts)
+    assert direction.reader is not None
+    assert np.allclose(direction.mean0, acts["resid_post", 0].mean(0), atol=1e-6)
+    save_direction(direction, tmp_path, {"mode": "weighted", "scale": 2.0, "positions": "all"})
+    again, settings_ = load_direction(tmp_path)
+    assert again.reader is not None
+    assert np.array_equal(again.reader, direction.reader)
+    before = sequence_logp(model, list(labels.sequences[:2]))[0]
+    with intervene(model, again, **settings_):
+        assert not np.allclose(sequence_logp(model, list(labels.sequences[:2]))[0][0][2:], before[0][2:])
+    with pytest.raises(InputError, match="needs a reader"), intervene(model, direction_at(model), mode="weighted"):
+        pass
 
 
 def test_a_direction_on_disk(checkpoints, tmp_path):

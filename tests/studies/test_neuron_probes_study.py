@@ -64,12 +64,16 @@ def test_every_piece_runs_and_every_claim_is_decided(found, tmp_path):
     assert {row["site"] for row in found.by_site} == set(bed.SITES)
     assert len(found.permuted) == 3
     assert set(found.repetition) == {"matched", "first"}
-    assert sum(row["chosen"] for row in found.places) == 2
+    assert sum(row["chosen"] for row in found.places) == 4  # two halves, each for both forms of steering
     context = StudyContext(neuron_probes.STUDY, 0, tmp_path)
     neuron_probes.decide(context, found)
     assert set(context.decided) == CARD
     assert not context.decided["passages_are_memorized"]["holds"]  # 12 are fewer than 60
-    assert context.decided["recitation_stops"]["observed"]["before"] == 1.0
+    recitation = context.decided["recitation_stops"]["observed"]
+    assert recitation["before"] == recitation["same dose for every token"]["before"] == 1.0
+    copied = found.repetition["matched"]
+    assert 0 <= copied["greedy right, second"] <= 1
+    assert 0 <= copied["greedy right, first"] <= 1
     assert len(neuron_probes.comparison_rows(found)) == 15
 
 
@@ -90,5 +94,8 @@ def test_a_half_is_never_steered_by_its_own_direction(found):
 def test_figures_are_made(found, tmp_path):
     rows = neuron_probes.comparison_rows(found)
     assert len(list(neuron_probes.probes_figure(rows).data)) == 4
+    row = neuron_probes.recitation_row(found, "weighted")
+    assert row["after"] <= row["before"] == 1.0
+    assert row["fallen by"] == pytest.approx(1 - row["after"])
     assert len(list(neuron_probes.doses_figure(found.doses).data)) == 8
     assert "AUROC" in neuron_probes.unit_figure(found).layout.title.text

@@ -57,6 +57,7 @@ def fit(
     min_run: Annotated[int, typer.Option(help="Shortest recited run, without --control (inferred).")] = 4,
     cap: Annotated[int, typer.Option(help="Most labelled tokens of one text.")] = 100,
     folds: Annotated[int, typer.Option(help="Folds over texts; a text is never split.")] = 5,
+    long: Annotated[str, typer.Option(help="Texts beyond the context window: error, or truncate.")] = "error",
     text_column: TextColumn = None,
     bos: Bos = "auto",
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
@@ -77,10 +78,10 @@ def fit(
     target = CausalLM.load(model, device=device, dtype=dtype, bos=bos)
     twin = CausalLM.load(control, device=device, dtype=dtype, bos=bos) if control else None
     if twin is not None:
-        labels = TokenLabels.from_contrast(target, twin, known, other=unknown, p_hi=p_hi, cap=cap, seed=seed)
+        labels = TokenLabels.from_contrast(target, twin, known, other=unknown, p_hi=p_hi, cap=cap, long=long, seed=seed)
     else:
         labels = TokenLabels.from_samples(
-            target, memorized=known, other=unknown, p_hi=p_hi, min_run=min_run, cap=cap, seed=seed
+            target, memorized=known, other=unknown, p_hi=p_hi, min_run=min_run, cap=cap, long=long, seed=seed
         )
     with progress_bars(quiet=quiet or json_, unit="texts") as progress:
         acts = ActivationStore.capture(

@@ -36,7 +36,8 @@ def neurons(
         int | None, typer.Option(help="Block to change, from 0. [default: where most recitation is lost for the price]")
     ] = None,
     mode: Annotated[
-        str, typer.Option(help="diff-means, projection, or set-to-mean (of selected units).")
+        str,
+        typer.Option(help="diff-means, weighted (each token by its own score), projection, or set-to-mean (of units)."),
     ] = "diff-means",
     scale: Annotated[
         float | None, typer.Option(help="Dose. [default: the largest that costs less than --cost; 1 for other modes]")

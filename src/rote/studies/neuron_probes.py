@@ -9,8 +9,16 @@ Two choices the claims need, made beforehand: claims on repetition use the probe
 since one trained against uncertain ones alone reads confidence; and repeated segments are compared with the same tokens
 at the same positions for the first time, so that position tells nothing.
 
-A model this small may not use repetition at all: its own loss on first and second occurrences stands beside both
-claims, and where the two agree "not memory" says little.
+Recitation is suppressed by the difference of means with every token's own dose (`weighted`), recited against ordinary
+text. One dose for all tokens, the card's plain form, stands beside it at the same price: over all sites, layers and
+class means tried while the study was made it took 0 to 40 % of the recitation, since ordinary text then pays for a
+shift it does not need.
+
+A model this small may not use repetition at all: its loss and its greedy hits on first and second occurrences, the
+check of copying itself, stand beside both claims. Where the two agree there is no mechanism to find, the repetition
+probe must fail, and "not memory" says little. Pretraining on repeated segments or on recurring pairs did not give it
+one within 400 steps (loss fell slowly, no jump), with rotary or learned positions, biases, tied embeddings or a head
+that starts on the previous token; more steps than that do not fit the study's five minutes.
 """
 
 from __future__ import annotations
@@ -91,7 +99,7 @@ def run(context: StudyContext) -> None:
         architecture="llama",
         layers=4,
         batch_size=16,
-        steps=2400,
+        steps=1800,
         unseen_passages=240,
     )
     bed = build(context.out / "bed", settings=settings, progress=context.progress)
@@ -148,19 +156,18 @@ def decide(context: StudyContext, found: Found) -> None:
         },
         holds=all(random[dose]["rise_memorized"] < rises[dose]["M"] / 4 for dose in DOSES),
     )
-    before, after = both_halves(found.doses, "none", 0.0), both_halves(found.doses, "selected", "price")
-    fallen = 1 - after["extraction"] / before["extraction"] if before["extraction"] else None
+    recitation = {mode: recitation_row(found, mode) for mode in ("weighted", "diff-means")}
+    best = recitation["weighted"]
+    fallen, cost = best["fallen by"], best["cost"]
     context.claim(
         "recitation_stops",
-        observed={
-            "before": before["extraction"], "after": after["extraction"], "fallen by": fallen, "dose": after["scale"],
-            "cost": after["cost"], "passages": LEVELS[max(LEVELS)],
-        },
-        holds=fallen is not None and fallen >= 0.5 and after["cost"] < 0.03,
-    )  # fmt: skip
+        observed={**best, "passages": LEVELS[max(LEVELS)], "same dose for every token": recitation["diff-means"]},
+        holds=fallen is not None and fallen >= 0.5 and cost is not None and cost < 0.03,
+    )
 
     matched = found.repetition["matched"]
-    own = {name: matched[name] for name in ("nll, first", "nll, second")}
+    names = ("nll, first", "nll, second", "greedy right, first", "greedy right, second")
+    own = {name: matched[name] for name in names}
     context.claim("repetition_is_seen", observed={**matched["auroc"], **own}, holds=matched["auroc"]["value"] >= 0.9)
     crossed = matched["probe M / C and U"]
     context.claim(
@@ -168,6 +175,19 @@ def decide(context: StudyContext, found: Found) -> None:
         observed={"auroc": crossed, "cosine": matched["cosine"], **own},
         holds=crossed < 0.65,
     )
+
+
+def recitation_row(found: Found, mode: str) -> dict[str, float | None]:
+    """Share of passages recited before and after, at the dose tuned to the price, and what a random direction does."""
+    before = both_halves(found.doses, "none", 0.0, mode)
+    after = both_halves(found.doses, "selected", "price", mode)
+    random = both_halves(found.doses, "random", "price", mode)
+    fallen = 1 - after["extraction"] / before["extraction"] if before["extraction"] else None
+    return {
+        "before": before["extraction"], "after": after["extraction"], "fallen by": fallen, "dose": after["scale"],
+        "cost": after["cost"], "M": after["rise_memorized"], "C": after["rise_certain"], "U": after["rise_uncertain"],
+        "after, random": random["extraction"],
+    }  # fmt: skip
 
 
 def write(context: StudyContext, found: Found) -> None:
@@ -240,7 +260,9 @@ def doses_figure(rows: list[dict]):
     import plotly.graph_objects as go
 
     figure = go.Figure()
-    doses = sorted({row["scale"] for row in rows if row["dose"] == "fixed" and row["scale"]})
+    doses = sorted(
+        {row["scale"] for row in rows if row["dose"] == "fixed" and row["mode"] == "diff-means" and row["scale"]}
+    )
     for direction, dash in (("selected", "solid"), ("random", "dot")):
         at = [both_halves(rows, direction, dose) for dose in doses]
         for kind in ("memorized", "certain", "uncertain"):

@@ -20,6 +20,7 @@ _HOMES = {
     ),
     "certainty": ("CertaintyUnit", "certainty_units", "ordinary_tokens", "partial_auroc", "without_certainty"),
     "coordinates": ("RunningMoments", "rank_auroc", "standardised_mean_difference"),
+    "discriminant": ("fisher_reader",),
     "dose_response": ("dose_at_cost", "kind_nll", "sequence_logp"),
     "intervention": ("Direction", "intervene", "load_direction", "random_direction", "save_direction"),
     "placement": ("choose_place", "class_direction"),

@@ -3,6 +3,10 @@
     set-to-mean   h[units] <- mu_0[units]                       the selected coordinates to their class-0 mean
     diff-means    h <- h - c (mu_1 - mu_0)                      difference of means, dose c
     projection    h <- h - (h . u - mu_0 . u) u,  u = w/|w|     the probe's direction to its class-0 mean
+    weighted      h <- h - c s(h) (mu_1 - mu_0),  s = r . (h - mu_0)   difference of means, each token by its own score
+
+`weighted` needs a reader r with r . (mu_1 - mu_0) = 1 (`discriminant`): s averages 1 over recited tokens, which lose
+what diff-means takes from them, and 0 over the others, which lose nothing on average.
 
 The change is made at every position of every forward pass inside the context manager (`positions="last"`: at the last
 position only, which during generation is the newest token). A KV cache filled outside must not be used inside: keys and
@@ -32,7 +36,8 @@ from rote.errors import InputError, RunMismatchError
 from rote.internals.neurons.sites import SITES, Place, attach, parse_places
 from rote.runtime import derive_seed
 
-MODES = ("diff-means", "projection", "set-to-mean")
+MODES = ("diff-means", "projection", "set-to-mean", "weighted")
+UNBOUNDED = ("diff-means", "weighted")  # modes whose dose may exceed 1
 POSITIONS = ("all", "last")
 FORMAT = "rote direction"
 VERSION = 1
@@ -41,7 +46,8 @@ VERSION = 1
 @dataclass(frozen=True)
 class Direction:
     """What is changed. mean1, mean0: class means of the raw activations at `place`. w: the probe's direction in the
-    same coordinates. units: coordinates for set-to-mean. model: fingerprint of the model it belongs to."""
+    same coordinates. units: coordinates for set-to-mean. model: fingerprint of the model it belongs to. reader: r of
+    weighted."""
 
     place: Place
     mean1: Float[np.ndarray, " dim"]
@@ -49,6 +55,7 @@ class Direction:
     w: Float[np.ndarray, " dim"]
     units: tuple[int, ...] = ()
     model: str | None = None
+    reader: Float[np.ndarray, " dim"] | None = None
 
     @property
     def delta(self) -> Float[np.ndarray, " dim"]:
@@ -90,6 +97,17 @@ def project_to_mean(
     return h - scale * ((h - mean0) @ u)[..., None] * u
 
 
+def subtract_weighted(
+    h: Float[torch.Tensor, "*positions dim"],
+    delta: Float[torch.Tensor, " dim"],
+    reader: Float[torch.Tensor, " dim"],
+    mean0: Float[torch.Tensor, " dim"],
+    scale: float = 1.0,
+) -> Float[torch.Tensor, "*positions dim"]:
+    """h - c (r . (h - mu_0)) (mu_1 - mu_0)."""
+    return h - scale * ((h - mean0) @ reader)[..., None] * delta
+
+
 @contextmanager
 def intervene(
     model: Any,
@@ -102,7 +120,7 @@ def intervene(
     """Run the body with the change in place; the hook is gone on leaving, whatever happens inside.
 
     model: a CausalLM or the transformers model itself (`generate` works inside). scale: the dose c; above 1 only for
-    diff-means, because beyond the mean the other two would push to the other side.
+    diff-means and weighted, because beyond the mean the other two would push to the other side.
     Raises InputError for an unknown mode, a dose out of range, no units, or a width that is not the model's.
     """
     check_mode(direction, mode=mode, scale=scale, positions=positions)
@@ -122,13 +140,15 @@ def check_mode(direction: Direction, *, mode: str, scale: float, positions: str 
         raise InputError(f"unknown intervention {mode!r}; use one of {', '.join(MODES)}")
     if positions not in POSITIONS:
         raise InputError(f"positions must be one of {', '.join(POSITIONS)}, not {positions!r}")
-    if not np.isfinite(scale) or scale < 0 or (mode != "diff-means" and scale > 1):
-        limit = "0 or more" if mode == "diff-means" else "between 0 and 1"
+    if not np.isfinite(scale) or scale < 0 or (mode not in UNBOUNDED and scale > 1):
+        limit = "0 or more" if mode in UNBOUNDED else "between 0 and 1"
         raise InputError(f"the dose of {mode} must be {limit}, not {scale}")
     if mode == "set-to-mean" and not direction.units:
         raise InputError("set-to-mean needs units: select some with select_units, or use diff-means or projection")
     if mode == "projection" and not np.linalg.norm(direction.w) > 0:
         raise InputError("projection needs a probe direction that is not zero")
+    if mode == "weighted" and direction.reader is None:
+        raise InputError("weighted needs a reader: make the direction with class_direction(..., ordinary=...)")
 
 
 class _Change:
@@ -138,6 +158,8 @@ class _Change:
         self.mode, self.scale, self.last = mode, scale, positions == "last"
         self.width = len(direction.mean0)
         vectors = {"mean0": direction.mean0, "delta": direction.delta, "w": direction.w}
+        if direction.reader is not None:
+            vectors["reader"] = direction.reader
         self.vectors = {name: torch.from_numpy(np.asarray(value, np.float32)) for name, value in vectors.items()}
         self.units = torch.tensor(direction.units, dtype=torch.int64)
 
@@ -157,6 +179,9 @@ class _Change:
             changed = set_to_mean(h, self.units, self.vectors["mean0"], self.scale)
         elif self.mode == "projection":
             changed = project_to_mean(h, self.vectors["w"], self.vectors["mean0"], self.scale)
+        elif self.mode == "weighted":
+            mine = self.vectors
+            changed = subtract_weighted(h, mine["delta"], mine["reader"], mine["mean0"], self.scale)
         else:
             changed = subtract_difference(h, self.vectors["delta"], self.scale)
         changed = changed.to(activation.dtype)
@@ -165,7 +190,8 @@ class _Change:
 
 def random_direction(direction: Direction, *, seed: int = 0) -> Direction:
     """The control: a random difference of the same norm, a random probe direction of the same norm, and as many random
-    units (none of the selected ones where there are enough others)."""
+    units (none of the selected ones where there are enough others). The reader stays: every token loses as much as
+    under the selected direction, in another direction."""
     rng = np.random.default_rng(derive_seed(seed, "random direction", direction.place.site, direction.place.layer))
     size = len(direction.mean0)
     delta, w = rng.standard_normal(size), rng.standard_normal(size)
@@ -184,6 +210,8 @@ def save_direction(direction: Direction, folder: str | Path, settings: dict[str,
 
     folder = Path(folder)
     vectors = {"mean1": direction.mean1, "mean0": direction.mean0, "w": direction.w}
+    if direction.reader is not None:
+        vectors["reader"] = direction.reader
     content = save({name: np.ascontiguousarray(value, np.float64) for name, value in vectors.items()})
     meta = {
         "format": FORMAT, "version": VERSION, "sha256": hashlib.sha256(content).hexdigest(),
@@ -215,4 +243,7 @@ def load_direction(folder: str | Path) -> tuple[Direction, dict[str, Any]]:
         raise RunMismatchError(f"{folder}: direction.safetensors does not belong to direction.json; treat again")
     place = Place(meta["site"], int(meta["layer"]))
     units = tuple(int(unit) for unit in meta["units"])
-    return Direction(place, vectors["mean1"], vectors["mean0"], vectors["w"], units, meta["model"]), meta["settings"]
+    direction = Direction(
+        place, vectors["mean1"], vectors["mean0"], vectors["w"], units, meta["model"], vectors.get("reader")
+    )
+    return direction, meta["settings"]

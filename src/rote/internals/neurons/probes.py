@@ -180,7 +180,7 @@ def train_probe(
         control_judged,
         None if reference is None else difference(scores, reference, label, fold, group, weight),
         judged(out_of_fold(outputs, label, fold, c=c)),
-        judged(outputs[:, 0].astype(np.float64)),
+        judged(outputs[:, 0].astype(np.float64) + np.log(2)),  # called recited from p = .5 on, as labels are
         judged(out_of_fold(inside, label, fold, c=c)),
         against,
         {name: count for name, count in labels.counts.items() if name in (labels.kinds[1], *against)},

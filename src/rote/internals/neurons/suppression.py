@@ -23,7 +23,7 @@ from jaxtyping import Int
 from rote.errors import InputError
 from rote.internals.neurons.activations import ActivationStore
 from rote.internals.neurons.dose_response import dose_at_cost, dose_response
-from rote.internals.neurons.intervention import MODES, Direction, check_mode, intervene, save_direction
+from rote.internals.neurons.intervention import MODES, UNBOUNDED, Direction, check_mode, intervene, save_direction
 from rote.internals.neurons.placement import choose_place, class_direction
 from rote.internals.neurons.probes import train_probe
 from rote.internals.neurons.selection import select_units
@@ -90,7 +90,7 @@ def fit_suppression(
     """Find what to change in `model` so that `forget` is recited less and `retain` stays.
 
     site: default mlp_out, for set-to-mean mlp_hidden. layer: None chooses it. scale: None is the dose of the head of
-    this file for diff-means, 1 otherwise.
+    this file for diff-means and weighted, 1 otherwise.
     Raises InputError when nothing of forget is recited (there is nothing to suppress), or a setting means nothing.
     """
     if mode not in MODES:
@@ -107,16 +107,20 @@ def fit_suppression(
         model, labels, sites=site, layers=layers, progress=lambda done, total: tell("activations", done, total)
     )
     against = tuple(name for number, name in enumerate(labels.kinds) if number != 1)
+    ordinary = _ordinary(model, tuning, site, layers) if mode == "weighted" else None
     if mode == "set-to-mean":
         direction, table = _by_units(acts, labels, against, seed)
     elif layer is None:
         direction, table = choose_place(
-            model, acts, labels, tuning, against=against, mode=mode, cost=cost,
+            model, acts, labels, tuning, against=against, mode=mode, ordinary=ordinary, cost=cost,
             progress=lambda done, total: tell("layers tried", done, total),
         )  # fmt: skip
     else:
-        direction, table = class_direction(acts, labels, (site, acts.layers(site)[0]), against=against), []
-    if scale is None and mode == "diff-means":
+        direction, table = (
+            class_direction(acts, labels, (site, acts.layers(site)[0]), against=against, ordinary=ordinary),
+            [],
+        )
+    if scale is None and mode in UNBOUNDED:
         scale, _ = dose_at_cost(model, direction, tuning, cost=cost, mode=mode)
     scale = 1.0 if scale is None else scale
     check_mode(direction, mode=mode, scale=scale, positions=positions)
@@ -132,7 +136,7 @@ def fit_suppression(
         "labels": {**labels.rule, "counts": labels.counts},
         "places": table,
         "probe": _probe(acts, labels, place, reference, seed, notes),
-        "held_out": _held_out(model, acts, labels, direction, testing, mode, scale, positions, seed, notes),
+        "held_out": _held_out(model, acts, labels, direction, testing, ordinary, mode, scale, positions, seed, notes),
     }
     paid = [row["cost"] for row in details["held_out"] or () if row["direction"] == "selected"]
     if paid and paid[0] > cost:
@@ -179,6 +183,15 @@ def _layers(model: CausalLM, layer: int | None) -> Sequence[int] | str:
     return [int(number) for number in np.unique(np.linspace(0, count - 1, min(count, MOST_LAYERS)).round())]
 
 
+def _ordinary(model: CausalLM, tuning, site: str, layers) -> ActivationStore:
+    """Every predicted token of the tuning half of retain: what `weighted` must leave alone."""
+    from rote.internals.neurons.certainty import ordinary_tokens
+    from rote.records.table import RecordTable
+
+    table = RecordTable.from_rows({"token_ids": row.tolist()} for row in tuning)
+    return ActivationStore.capture(model, ordinary_tokens(model, table), sites=site, layers=layers)
+
+
 def _by_units(acts, labels, against, seed: int) -> tuple[Direction, list[dict[str, Any]]]:
     """The units of the layer that holds the best one."""
     chosen = select_units(acts, labels, against=against, top=UNITS * len(acts.arrays), permutations=0, seed=seed)
@@ -198,7 +211,7 @@ def _probe(acts, labels, place: Place, reference, seed: int, notes: list[str]) -
 
 
 def _held_out(
-    model, acts, labels, direction: Direction, testing, mode, scale, positions, seed: int, notes: list[str]
+    model, acts, labels, direction: Direction, testing, ordinary, mode, scale, positions, seed: int, notes: list[str]
 ) -> list[dict[str, Any]] | None:
     """Dose response of a direction from 70 % of the passages, on the tokens of the others."""
     try:
@@ -208,7 +221,7 @@ def _held_out(
         return None
     train = labels.take(~test)
     part = acts.take(~test, train)
-    trial = class_direction(part, train, direction.place, units=direction.units)
+    trial = class_direction(part, train, direction.place, units=direction.units, ordinary=ordinary)
     return dose_response(
         model, trial, labels.take(test), heldout=testing, mode=mode, scales=(scale,), positions=positions, seed=seed
     )
