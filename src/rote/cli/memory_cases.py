@@ -247,7 +247,7 @@ def scan_command(
     stride: Annotated[float, typer.Option(help="Seconds between windows.")] = 0.125,
     threshold: Annotated[float, typer.Option(help="Calibrated probability from which a window is a hit.")] = 0.5,
     quiet_recording: Annotated[
-        list[Path] | None, typer.Option(help="A recording without events: take the threshold from it. May be repeated.")
+        list[Path] | None, typer.Option(help="A recording without events: take the threshold from it.")
     ] = None,
     false_per_minute: Annotated[float, typer.Option(help="False events a minute allowed in quiet recordings.")] = 1.0,
     refractory: Annotated[float, typer.Option(help="Hits at most this many seconds apart are one event.")] = 0.5,

@@ -67,6 +67,9 @@ def make(config: TNTConfig, seed: int) -> TNTForCausalLM:
 
 def save_checkpoint(model: TNTForCausalLM, tokenizer: Any, path: str | Path) -> Path:
     """Write model and tokenizer to a directory, whole or not at all; refuses one that is not empty."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
     target = Path(path)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{target}: is there already; give another directory, or remove it first")
