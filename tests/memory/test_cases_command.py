@@ -152,6 +152,9 @@ def test_fit_from_recordings_and_events(desk, tmp_path, capsys):
         (["predict", "BASE", "broken.npz"], "cannot be read as .npz"),
         (["predict", "BASE", "lacking.npz"], "holds no votes, groups"),
         (["fit", "-o", "x"], "give the segments"),
+        (["fit", "-o", "sim.npz", "--segments", "sim.npz"], "exists and is no case base"),
+        (["fit", "-o", "x", "--segments", "nan.npz"], "hold NaN or infinite samples"),
+        (["fit", "-o", "x", "--segments", "healthy.npz"], "of one class"),
         (["fit", "-o", "x", "--segments", "sim.npz", "--events", "e.tsv"], "either --segments"),
         (["fit", "-o", "x", "--segments", "sim.npz", "--weights", "most"], "leave-one-in"),
         (["simulate", "-o", "x.npz", "--n", "1"], "at least 2 patients"),
@@ -168,6 +171,11 @@ def test_bad_input_is_one_line(desk, capsys, monkeypatch, arguments, part):
         write_edf("few.edf", night.data[:5], night.names[:5], 128.0)
         write_edf("volts.edf", night.data * 1e-6, night.names, 128.0)
         Path("broken.npz").write_bytes(b"PK nothing")
+        whole = dict(np.load("sim.npz"))
+        holes = whole["data"].copy()
+        holes[2, 5] = np.nan
+        np.savez("nan.npz", **(whole | {"data": holes}))
+        np.savez("healthy.npz", **(whole | {"votes": 0 * whole["votes"]}))
         np.savez("lacking.npz", data=np.zeros((2, 19, 192)), names=np.array(TEN_TWENTY_NAMES), sfreq=128.0)
     words = ["base" if word == "BASE" else word for word in arguments]
     status, _, err = call(capsys, "memory", "cases", *words)

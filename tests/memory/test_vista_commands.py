@@ -147,6 +147,7 @@ def test_timing_writes_numbers_and_a_picture(desk, tmp_path):
         (("train", "LOG", "--out", "m", "--column", "user"), "write it as NAME=COLUMN"),
         (("train", "LOG", "--out", "m", "--column", "user=who"), "no column 'who'"),
         (("train", "missing.csv", "--out", "m"), "no such file"),
+        (("train", "LOG", "--out", "OTHER"), "exists and is no model directory"),
         (("summarize", "MODEL", "OTHER", "--store", "s"), "item 'boat' is not among the 30 the model knows"),
         (("summarize", "MODEL", "LOG", "--store", "s", "--dtype", "int3"), "dtype 'int3'"),
         (("summarize", "MODEL", "LOG", "--store", "s", "--until", "soon"), "--until"),

@@ -94,8 +94,10 @@ def fit(
     The same command continues an interrupted run behind the last part that was finished.
     """
     from rote.memory.cases import ProtoKNN, SignalSettings, TrainingSettings, save_case_base
+    from rote.memory.cases.model_files import check_directory
     from rote.records.eeg_recordings import read_segments, segments_from_events
 
+    check_directory(output)
     signal = SignalSettings()
     if segments is not None and (recordings or events):
         raise InputError("give either --segments, or --recordings with --events")

@@ -85,6 +85,7 @@ def train(
         TrainingSettings,
         VistaConfig,
         against_baselines,
+        check_place,
         read_interactions,
         save_model,
         train_recommender,
@@ -93,6 +94,8 @@ def train(
     )
 
     baselines = list(dict.fromkeys(baseline or ()))
+    _check_baselines(baselines)
+    check_place(output)
     events = read_interactions(log, columns=_columns(column), time_unit=time_unit, sort=sort)
     names = events.vocabulary
     config = VistaConfig(
@@ -104,7 +107,6 @@ def train(
         steps=steps, batch_users=batch_users, learning_rate=learning_rate, warmup=min(100, steps // 5),
         negatives=negatives, stale=stale, seed=seed,
     )  # fmt: skip
-    _check_baselines(baselines)
     say(f"  {events.events:,} events of {len(events):,} users, {len(names.items):,} items", quiet=quiet or json_)
     unfinished = output.parent / f".{output.name}.unfinished"
     with progress_bars(quiet=quiet or json_, unit="steps") as progress:

@@ -39,15 +39,21 @@ MODEL, CASES, META = "model.safetensors", "cases.safetensors", "case_base.json"
 _CODES = ("latent", "range", "var", "fft")
 
 
+def check_directory(directory: str | Path) -> Path:
+    """The directory. Raises InputError where `save_case_base` would not write: best asked before a long fit."""
+    directory = Path(directory)
+    if directory.exists() and not (directory / META).exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise InputError(f"{directory}: exists and is no case base; choose another directory")
+    return directory
+
+
 def save_case_base(estimator: ProtoKNN, directory: str | Path) -> Path:
     """Write a fitted estimator. An existing case base there is replaced; another kind of directory is refused."""
     from safetensors.torch import save
     from sklearn.utils.validation import check_is_fitted
 
     check_is_fitted(estimator, "cases_")
-    directory = Path(directory)
-    if directory.exists() and not (directory / META).exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise InputError(f"{directory}: exists and is no case base; choose another directory")
+    directory = check_directory(directory)
     model, base, prototypes = estimator.model_, estimator.cases_, estimator.prototypes_
     nets = {"detector": model.detector, "trunk": model.trunk} | ({"prototypes": prototypes} if prototypes else {})
     weights = save({

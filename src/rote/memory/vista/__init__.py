@@ -7,7 +7,7 @@ from rote._lazy import lazy
 _HOMES = {
     "audit": ("audit_model",),
     "baselines": ("RawTargetAttention", "SequenceModel", "make_baseline"),
-    "checkpoint": ("load_model", "save_model"),
+    "checkpoint": ("check_place", "load_model", "save_model"),
     "config": ("VistaConfig",),
     "embedding": ("EventEmbedding", "Histories"),
     "evaluation": (

@@ -24,13 +24,19 @@ from rote.runtime import pick_device
 FORMAT = "rote-vista-1"
 
 
+def check_place(path: str | Path) -> Path:
+    """The path. Raises InputError where `save_model` would not write: best asked before a long training."""
+    path = Path(path)
+    if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or (path / "config.json").is_file())):
+        raise InputError(f"{path}: exists and is no model directory; choose another place")
+    return path
+
+
 def save_model(model: Vista, path: str | Path, *, training: dict[str, Any] | None = None) -> Path:
     """Write the model; an existing model there is replaced, anything else there is left alone and refused."""
     from safetensors.torch import save_file
 
-    path = Path(path)
-    if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or (path / "config.json").is_file())):
-        raise InputError(f"{path}: exists and is no model directory; choose another place")
+    path = check_place(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     os.chmod(beside, 0o755)
