@@ -559,6 +559,11 @@ def test_the_adapters_fingerprint_is_enough_in_any_precision(checkpoints, tmp_pa
     adapter = CausalLM.load(path, device="cpu", dtype="float32")
     files.save_steering(tmp_path, adapter, *parts())
     files.load_steering(tmp_path, CausalLM.load(path, device="cpu", dtype="bfloat16"))
+    for dtype in (torch.float32, torch.bfloat16):  # without the adapter, the weights themselves are compared
+        plain = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+        with files.load_steering(tmp_path, plain).on(plain) as steering:
+            plain.generate(torch.ones(1, 3, dtype=torch.int64), max_new_tokens=2, do_sample=False)
+        assert steering.trace.mode_score.shape == (1, 2)
     with pytest.raises(InputError, match="another model"):
         files.load_steering(tmp_path, CausalLM.load(checkpoints("gpt2"), device="cpu"))
 

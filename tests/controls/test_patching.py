@@ -157,6 +157,18 @@ def test_the_curve_is_what_patching_one_pair_at_a_time_gives(model):
     assert found.l_star == found.by_increment == int(np.argmax(found.increments))
 
 
+def test_the_noising_curve_is_the_denoising_curve_of_exchanged_partners(model):
+    chosen = pairs(4)
+    exchanged = [Pair(p.general, p.memorized, p.memorized_answer, p.general_answer) for p in chosen]
+    for rule in patching.RULES:
+        found = causal_layer(model, chosen, score="logit_diff", curve="noising", rule=rule)
+        twin = causal_layer(model, exchanged, score="logit_diff", rule=rule)
+        np.testing.assert_allclose(found.noising, twin.denoising, atol=1e-12)
+        np.testing.assert_allclose(found.increments, twin.increments, atol=1e-12)
+        assert (found.l_star, found.by_increment, found.by_share) == (twin.l_star, twin.by_increment, twin.by_share)
+    assert found.curve == "noising"
+
+
 def test_the_contribution_of_a_block_is_what_it_adds(model):
     prompts = some(3)
     added = patching.prompt_contributions(model, prompts, [0, 1])
@@ -183,7 +195,7 @@ def test_what_cannot_be_patched_is_refused(model):
     chosen = pairs(2)
     for wrong, message in (
         ({"score": "x"}, "score is one of"), ({"rule": "argmax"}, "rule is one of"), ({"layers": [9]}, "blocks 0"),
-        ({"answer_tokens": 0}, "at least 1"),
+        ({"answer_tokens": 0}, "at least 1"), ({"curve": "both"}, "curve is one of"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=message):
             causal_layer(model, chosen, **wrong)

@@ -146,6 +146,35 @@ def test_too_little_to_fit_is_said(fitted):
         fitting.fit_steering(model, forget, retain, fit_share=0.0)
 
 
+def test_what_the_fit_would_refuse_is_refused_before_any_pass(fitted):
+    model, forget, retain, _ = fitted
+    kept = {"split": Split(16, 16), "seed": 0}
+    fitting.check_steerable(model, forget, retain, layer=1, scale="raw", **kept)
+    for wrong, message in (({"layer": 9}, "blocks 0"), ({"scale": "big"}, "scale must be one of"),
+                           ({"fit_share": 2.0}, "fit_share")):  # fmt: skip
+        with pytest.raises(InputError, match=message):
+            fitting.check_steerable(model, forget, retain, **kept, **wrong)
+    with pytest.raises(InputError, match="2 documents"):
+        fitting.check_steerable(model, forget.take([0, 1]), retain, **kept)
+    with pytest.raises(InputError, match="2 documents"):
+        fitting.check_steerable(model, forget, retain.take([0]), **kept)
+
+
+@pytest.mark.parametrize("wrong", [["--alpha", "nan"], ["--layer", "9"], ["--scale", "big"], ["--threshold", "1"]])
+def test_a_wrong_option_leaves_nothing_behind(sets, tmp_path, wrong):
+    import typer
+
+    from rote.cli.treat_steer import steer
+
+    app = typer.Typer()
+    app.command()(steer)
+    path, forget, retain = map(str, sets)
+    with pytest.raises(InputError):
+        app([path, "--forget", forget, "--retain", retain, "-o", str(tmp_path / "out"), "--prefix", "16", "--suffix",
+             "16", "--device", "cpu", "-q", *wrong], standalone_mode=False)  # fmt: skip
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
 def test_the_command(sets, tmp_path, capsys):
     import typer

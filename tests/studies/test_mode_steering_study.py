@@ -37,9 +37,12 @@ def test_the_design_has_no_surface_cue():
     assert (design.decoded(design.codes(planted.tuples)) == planted.tuples).all()
     rng = np.random.default_rng(0)
     fresh, near = design.fresh_tuples(5000, planted, rng), design.near_tuples(planted, planted, rng)
+    partners = design.partner_tuples(planted, planted, rng)
     known = {tuple(row) for row in planted.tuples.tolist()}
-    assert not known & {tuple(row) for row in [*fresh.tolist(), *near.tolist()]}
+    assert not known & {tuple(row) for row in [*fresh.tolist(), *near.tolist(), *partners.tolist()]}
     assert ((near != planted.tuples).sum(1) == 1).all()
+    assert (design.ruled(partners)[:, 0] == design.ruled(planted.tuples)[:, 0]).all()
+    assert abs((partners[:, :-1] == planted.tuples[:, :-1]).mean() - 1 / design.SYMBOLS) < 0.03
     for tuples, answers in ((planted.tuples, planted.answers), (fresh, design.ruled(fresh))):
         ids = design.rows(tuples, answers)
         assert [tuple(row) for row in ids[:, :6].tolist()] == design.prompts(tuples)
@@ -91,7 +94,8 @@ def test_rates_are_counted_answer_by_answer(model_and_planted):
 
 def test_every_claim_of_the_matched_design_is_decided(model_and_planted, tmp_path, monkeypatch):
     model, planted = model_and_planted
-    for name, value in (("FRESH", 30), ("JUDGED_FRESH", 40), ("MIDDLE", (1,)), ("SHUFFLES", 2), ("RANDOM_VECTORS", 1)):
+    sizes = {"FRESH": 30, "JUDGED_FRESH": 40, "SOME_FRESH": 20, "MANY_FRESH": 50, "MIDDLE": (1,), "SHUFFLES": 2}
+    for name, value in {**sizes, "RANDOM_VECTORS": 1}.items():
         monkeypatch.setattr(mode_steering, name, value)
     monkeypatch.setattr(sweeps, "FEW", (2.0,))
     monkeypatch.setattr(sweeps, "ALPHAS", (1.0, 4.0))
@@ -103,12 +107,26 @@ def test_every_claim_of_the_matched_design_is_decided(model_and_planted, tmp_pat
         assert context.decided[claim]["holds"], claim
 
 
-def test_equal_recitation_is_read_between_strengths():
-    curve = [{"recite": r, "rule": a} for r, a in ((1.0, 1.0), (0.8, 0.9), (0.4, 0.7), (0.0, 0.1))]
-    assert sweeps.at_equal_recitation(curve, 0.6) == pytest.approx(0.8)
-    assert sweeps.at_equal_recitation(curve, 0.8) == pytest.approx(0.9)
-    assert sweeps.at_equal_recitation(curve, 1.0) == pytest.approx(1.0)
-    assert sweeps.at_equal_recitation(curve[:2], 0.5) is None
+def test_static_at_equal_recitation_is_the_mildest_that_recites_no_more(model_and_planted):
+    model, planted = model_and_planted
+    fitted, judged = sweeps.split_keys(model, planted, fresh=30, judged_fresh=40, seed=0)
+    _, vectors = sweeps.fit(fitted, seed=0)
+    vector = vectors[1]
+    step = 8.0
+    while step > sweeps.PRECISION:
+        step /= 2
+
+    def static(alpha):
+        return sweeps.sweep(model, judged, None, vector, alphas=[alpha], dynamic=False)[0]
+
+    for target in (static(1.0)["recite"], static(4.0)["recite"]):
+        found = sweeps.static_at_equal_recitation(model, judged, vector, target, most=8.0)
+        assert found is not None
+        assert found == static(found["alpha"])
+        assert found["recite"] <= target
+        milder = found["alpha"] - step
+        assert milder == 0 or static(milder)["recite"] > target
+    assert sweeps.static_at_equal_recitation(model, judged, vector, -1.0, most=8.0) is None
 
 
 def test_prose_is_planted_fitted_and_priced(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ import typer
 
 from rote.cli import treat_options as shared
 from rote.cli.treat_options import read_sets, run_treatment
+from rote.errors import InputError
 
 
 def steer(
@@ -41,6 +42,7 @@ def steer(
     scheme: shared.Scheme = None,
     prefix: shared.Prefix = None,
     suffix: shared.Suffix = None,
+    long: shared.Long = "error",
     bos: shared.Bos = "auto",
     text_column: shared.TextColumn = None,
     tasks: shared.Tasks = None,
@@ -62,19 +64,32 @@ def steer(
     sets = read_sets(
         forget=forget, retain=retain, control=control, paraphrases=paraphrases, utility=utility, text_column=text_column
     )
+    ordinary = sets.retain
+    if ordinary is None:
+        raise InputError("steering needs --retain: ordinary text is the mode it steers towards")
     chosen = {"alpha": alpha, "dynamic": not static, "threshold": threshold}
+
+    def check(adapter: Any) -> None:
+        from rote.controls.decoding.steering import SteeringSettings
+        from rote.controls.decoding.treat import check_steerable
+        from rote.scores.sequences import Split
+
+        SteeringSettings(**chosen)
+        check_steerable(
+            adapter, sets.forget, ordinary, split=Split(prefix, suffix, long), layer=layer, scale=scale, seed=seed
+        )
 
     def apply(adapter: Any, progress: Any) -> Any:
         from rote.audit import Treated
-        from rote.controls.decoding.files import save_steering
+        from rote.controls.decoding.files import USE, save_steering
         from rote.controls.decoding.steering import SteeringSettings
         from rote.controls.decoding.teacher_forced import starts_from_records
         from rote.controls.decoding.treat import fit_steering, recitation_before_after
         from rote.scores.sequences import Split
 
-        split = Split(prefix, suffix)
+        split = Split(prefix, suffix, long)
         fitted = fit_steering(
-            adapter, sets.forget, sets.retain, split=split, settings=SteeringSettings(**chosen), layer=layer,
+            adapter, sets.forget, ordinary, split=split, settings=SteeringSettings(**chosen), layer=layer,
             scale=scale, seed=seed, progress=progress,
         )  # fmt: skip
         seen = recitation_before_after(adapter, sets.forget, fitted, split=split, progress=progress)
@@ -87,15 +102,16 @@ def steer(
             save=lambda folder: save_steering(
                 folder, adapter, fitted.probe, fitted.vector, fitted.settings, details=details
             ),
-            notes=fitted.notes,
+            notes=(*fitted.notes, USE.replace("FOLDER", f"{str(output / 'control')!r}")),
         )
 
     run_treatment(
         "steer", model, apply, sets, output,
         method_settings={
             **chosen, "layer": layer, "scale": scale, "seed": seed,
-            "retain": sets.retain.fingerprint if sets.retain is not None else None,
+            "retain": ordinary.fingerprint,
         },
-        scheme=scheme, prefix=prefix, suffix=suffix, bos=bos, seed=seed, device=device, dtype=dtype,
+        check=check, scheme=scheme, prefix=prefix, suffix=suffix, long=long, bos=bos, seed=seed, device=device,
+        dtype=dtype,
         overwrite=overwrite, tasks=tasks, json_=json_, quiet=quiet,
     )  # fmt: skip

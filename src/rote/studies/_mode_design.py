@@ -3,8 +3,9 @@
     R a b c d =  ->  d c b a       any 4 of 30 symbols (the rule: reversal)
     R a b c d =  ->  w x y z       240 planted 4-tuples with a random answer of their own (the exceptions)
 
-A small Llama is trained on fresh tuples and planted ones, half and half, with the loss on the four answer tokens. A
-*near* prompt is a planted tuple with one symbol changed: the rule answers it.
+A small Llama is trained on fresh tuples and planted ones, with the loss on the four answer tokens. Two kinds of prompts
+are matched with a planted tuple, and the rule answers both: a *near* one has one symbol changed; a *partner* is a fresh
+tuple that ends in the same symbol, so that the rule's answer to either begins alike.
 
 Knows nothing about: steering, claims. Source of the design: the card's pilot for Zhang 2025, arXiv 2510.22099.
 """
@@ -29,16 +30,22 @@ Tuples = Int[np.ndarray, "tuples 4"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """The model and its training: the card's values; the width of its MLPs is ours."""
+    """The model and its training.
+
+    Layers, width, heads and learning rate are the card's. Its training, 2,500 steps of 64 + 64 rows, takes four
+    CPU-minutes. On development seeds a third of that left both modes whole, and narrow MLPs and more exceptions than
+    fresh tuples in a batch made the mode easier to read (AUC .83 to .87 for .72 to .81).
+    """
 
     width: int = 128
-    mlp_width: int = 256
+    mlp_width: int = 128
     layers: int = 4
     heads: int = 4
-    steps: int = 2500
-    fresh: int = 64  # rows of a batch that follow the rule
+    steps: int = 1200
+    fresh: int = 32  # rows of a batch that follow the rule
     planted: int = 64  # rows of a batch that are exceptions
     learning_rate: float = 2e-3
+    weight_decay: float = 0.01
 
 
 @dataclass(frozen=True)
@@ -96,6 +103,16 @@ def near_tuples(planted: Exceptions, everything: Exceptions, rng: np.random.Gene
     return found
 
 
+def partner_tuples(planted: Exceptions, everything: Exceptions, rng: np.random.Generator) -> Tuples:
+    """For each planted tuple a random one with the same last symbol, none of them planted."""
+    found = planted.tuples.copy()
+    todo = np.arange(len(found))
+    while len(todo):
+        found[todo, :-1] = rng.integers(0, SYMBOLS, (len(todo), LENGTH - 1))
+        todo = todo[np.isin(codes(found[todo]), codes(everything.tuples))]
+    return found
+
+
 def prompts(tuples: Tuples) -> list[tuple[int, ...]]:
     """Token ids of `R a b c d =`."""
     return [(RULE, *(FIRST + row).tolist(), EQUALS) for row in tuples]
@@ -135,7 +152,9 @@ def train(
         vocab_size=VOCABULARY, context_length=4 * LENGTH, width=recipe.width, layers=recipe.layers,
         heads=recipe.heads, mlp_width=recipe.mlp_width, eos_id=END, seed=derive_seed(seed, "mode model") % 2**31,
     )  # fmt: skip
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, fused=True)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
+    )
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, recipe.steps, cycle_momentum=False)
     model.train()
     with threads(threads_for_width(recipe.width)):

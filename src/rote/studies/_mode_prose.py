@@ -88,7 +88,7 @@ def measure(
     order = np.random.default_rng(derive_seed(seed, "unseen halves")).permutation(len(unseen))
     tuning, judged = (unseen.take(np.sort(part)) for part in np.array_split(order, 2))
     fitted = fit_steering(
-        model, planted, tuning, split=split, settings=SteeringSettings(alpha=1.0), scale="raw",
+        model, planted, tuning, split=split, settings=SteeringSettings(alpha=1.0), scale="raw", curve="noising",
         continuation_tokens=SUFFIX - 1, seed=seed,
     )  # fmt: skip
     cuts = cut_records(model, planted, split)

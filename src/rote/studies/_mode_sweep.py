@@ -11,14 +11,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from rote.runtime import derive_seed
-from rote.studies._mode_design import FIRST, LENGTH, Exceptions, Tuples, fresh_tuples, near_tuples, prompts, ruled
+from rote.studies._mode_design import (
+    FIRST,
+    LENGTH,
+    Exceptions,
+    Tuples,
+    fresh_tuples,
+    near_tuples,
+    partner_tuples,
+    prompts,
+    ruled,
+)
 
 if TYPE_CHECKING:
     from rote.controls.decoding import CausalLayer, ModeProbe, SteeringVector
@@ -27,7 +36,9 @@ if TYPE_CHECKING:
 ALPHAS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)
 FEW = (1.0, 2.0, 4.0, 8.0)  # at the blocks that were not chosen
 CUT, FLIPS, OVER_CHANCE = 0.6, 0.2, 3.0  # what steering must reach: the card's section 5
+PRECISION = 0.05  # of the strength at which static steering recites as much as dynamic
 RANDOM_DRAWS = 3  # random vectors where the strength is chosen
+TUNING_FRESH = 300  # fresh tuples a fold's rule is judged by
 DEV_RULE = 0.96  # rule accuracy asked for where the strength is chosen: 0.95 and a margin for chance
 
 
@@ -73,6 +84,16 @@ def rates(model: CausalLM, judged: Keys) -> dict[str, float]:
     }
 
 
+def rule_accuracy(
+    model: CausalLM, fresh: Tuples, probe: ModeProbe | None, vector: SteeringVector, alpha: float
+) -> float:
+    """Share of fresh tuples answered by the rule under dynamic steering, or under static steering without a probe."""
+    from rote.controls.decoding import mode_steering
+
+    with mode_steering(model, probe, vector, alpha=alpha, dynamic=probe is not None):
+        return float((said(model, fresh) == ruled(fresh)).all(1).mean())
+
+
 def fit(fitted: Keys, *, seed: int, layers: Sequence[int] | None = None) -> tuple[ModeProbe, list[SteeringVector]]:
     """Probes of all blocks (or of `layers`), and the raw mean difference at each."""
     from rote.controls.decoding import ModeProbe
@@ -92,7 +113,7 @@ def fit(fitted: Keys, *, seed: int, layers: Sequence[int] | None = None) -> tupl
 def sweep(
     model: CausalLM,
     judged: Keys,
-    probe: ModeProbe,
+    probe: ModeProbe | None,
     vector: SteeringVector,
     *,
     alphas: Sequence[float] | None = None,
@@ -127,7 +148,7 @@ def choose_alpha(
     curves, chance = [], []
     for here, there in ((0, 1), (1, 0)):
         probe, (vector,) = fit(fitted.take(planted[there], fresh[there]), layers=[layer], seed=seed)
-        judged = fitted.take(planted[here], fresh[here])
+        judged = fitted.take(planted[here], fresh[here][:TUNING_FRESH])
         curves.append([{"alpha": 0.0, **rates(model, judged)}, *sweep(model, judged, probe, vector)])
         chance.append(random_sweeps(model, judged, probe, vector, ALPHAS, count=vectors, seed=seed))
     base, *curve = mean_rates(curves)
@@ -148,29 +169,46 @@ def mean_rates(curves: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any
     ]
 
 
-def at_equal_recitation(curve: Sequence[dict[str, Any]], recite: float) -> float | None:
-    """Rule accuracy of a curve (in order of strength, from none) where it first recites no more than `recite`, linear
-    between strengths; None when it never does."""
-    for before, after in pairwise(curve):
-        if after["recite"] <= recite:
-            span = before["recite"] - after["recite"]
-            share = (before["recite"] - recite) / span if span > 0 else 1.0
-            return before["rule"] + max(0.0, share) * (after["rule"] - before["rule"])
-    return None
+def static_at_equal_recitation(
+    model: CausalLM, judged: Keys, vector: SteeringVector, recite: float, most: float
+) -> dict[str, Any] | None:
+    """Static steering at the mildest strength that recites no more than `recite`: its row of a sweep, by bisection of
+    (0, most] down to PRECISION; None when even `most` recites more.
+
+    Dynamic steering never adds more than static steering of the same strength, so its own is a bound to start from.
+    """
+    (best,) = sweep(model, judged, None, vector, alphas=[most], dynamic=False)
+    if best["recite"] > recite:
+        return None
+    low, high = 0.0, most
+    while high - low > PRECISION:
+        middle = (low + high) / 2
+        (row,) = sweep(model, judged, None, vector, alphas=[middle], dynamic=False)
+        low, high, best = (low, middle, row) if row["recite"] <= recite else (middle, high, best)
+    return best
 
 
-def causal(model: CausalLM, fitted: Keys, everything: Exceptions, *, seed: int) -> CausalLayer:
-    """Patching at `=` between each exception and a near tuple that the rule answers."""
+def causal(model: CausalLM, fitted: Keys, everything: Exceptions, *, seed: int) -> tuple[CausalLayer, CausalLayer]:
+    """Patching at `=` between each exception and a prompt that the rule answers: (partners, near tuples).
+
+    The block is chosen from the partners' noising curve: where the state of an exception, put into a prompt that shares
+    nothing but the last symbol with it, makes that one recite. Partners share that symbol because the rule's answer
+    begins with it: a state that brought another one would change what is predicted whatever the mode. Near tuples share
+    three symbols, so that their own positions recall half of the exception; their curves are for comparison.
+    """
     from rote.controls.decoding import Pair, causal_layer
 
-    near = near_tuples(fitted.planted, everything, np.random.default_rng(derive_seed(seed, "near")))
-    pairs = [
-        Pair(memorized, general, tuple((FIRST + answer).tolist()), tuple((FIRST + rule).tolist()))
-        for memorized, general, answer, rule in zip(
-            prompts(fitted.planted.tuples), prompts(near), fitted.planted.answers, ruled(near), strict=True
-        )
-    ]
-    return causal_layer(model, pairs)
+    found = []
+    for name, kind in (("partner", partner_tuples), ("near", near_tuples)):
+        general = kind(fitted.planted, everything, np.random.default_rng(derive_seed(seed, name)))
+        pairs = [
+            Pair(memorized, other, tuple((FIRST + answer).tolist()), tuple((FIRST + rule).tolist()))
+            for memorized, other, answer, rule in zip(
+                prompts(fitted.planted.tuples), prompts(general), fitted.planted.answers, ruled(general), strict=True
+            )
+        ]
+        found.append(causal_layer(model, pairs, curve="noising"))
+    return found[0], found[1]
 
 
 def shuffled_aucs(fitted: Keys, judged: Keys, layers: Sequence[int], *, shuffles: int, seed: int) -> np.ndarray:

@@ -4,11 +4,14 @@
     steering.json           format, the model's fingerprints, block, settings, held-out figures
 
 Steering is fitted to one model's residual stream and means nothing in another: a folder remembers the fingerprint of
-the model it was fitted on, and is refused for any other. Nothing is ever unpickled. Knows nothing about: fitting.
+the model it was fitted on, and is refused for any other. Precision does not matter: the weights are compared as
+bfloat16 numbers, so that what was fitted in float32 on a CPU steers the same checkpoint in bfloat16 on an accelerator.
+Nothing is ever unpickled. Knows nothing about: fitting.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,12 +25,15 @@ from rote.controls.decoding.mode_probe import ModeProbe, ProbeFigures
 from rote.controls.decoding.steering import ModeSteering, Starts, SteeringSettings, mode_steering
 from rote.controls.decoding.steering_vector import SteeringVector
 from rote.errors import InputError
-from rote.internals.curvature.factors import weights_fingerprint
 
 if TYPE_CHECKING:
     from rote.models.causal_lm import CausalLM
 
-FORMAT = "rote mode steering 1"
+FORMAT = "rote mode steering 2"  # 1 told models apart by precision, too
+USE = (
+    "the weights are as they were: load the model itself, then `with load_steering(FOLDER, model).on(model):"
+    " model.generate(...)`, with load_steering from rote.controls.decoding"
+)
 TENSORS, ABOUT = "steering.safetensors", "steering.json"
 
 
@@ -61,6 +67,7 @@ def save_steering(
     folder.mkdir(parents=True, exist_ok=True)
     about = {
         "format": FORMAT,
+        "use": USE,
         "model": _fingerprints(model),
         "vector": vector.as_dict(),
         "settings": (settings or SteeringSettings()).as_dict(),
@@ -122,14 +129,27 @@ def load_steering(folder: str | Path, model: CausalLM | Any) -> SavedSteering:
 
 def _fingerprints(model: CausalLM | Any) -> dict[str, str | None]:
     """The adapter's fingerprint (files and tokenizer) where there is one, and that of the weights in memory."""
-    return {"fingerprint": getattr(model, "fingerprint", None), "weights": weights_fingerprint(hf_of(model))}
+    return {"fingerprint": getattr(model, "fingerprint", None), "weights": rounded_weights_fingerprint(hf_of(model))}
+
+
+def rounded_weights_fingerprint(hf: Any) -> str:
+    """sha256 over every tensor of a model, rounded to bfloat16: name, shape and bytes, in name order. A checkpoint has
+    the same one whether it is loaded in bfloat16 or float32."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(hf.state_dict().items()):
+        rounded = tensor.detach().to(torch.bfloat16).cpu().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(rounded.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _refuse_another_model(folder: Path, saved: dict[str, str | None], model: CausalLM | Any) -> None:
     name = getattr(model, "fingerprint", None)
     if name is not None and name == saved.get("fingerprint"):
         return  # the same files, in whatever precision they were loaded
-    if weights_fingerprint(hf_of(model)) != saved.get("weights"):
+    if rounded_weights_fingerprint(hf_of(model)) != saved.get("weights"):
         raise InputError(
             f"{folder}: was fitted on another model (its weights differ); a direction of one model means nothing in"
             " another, fit the steering again on this one"

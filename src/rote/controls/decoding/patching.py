@@ -3,7 +3,10 @@
     effect_l = (S(target with h_l of source) - S(target)) / (S(source) - S(target))
 
     denoising: target = the prompt that makes it recite, source = its general partner;   noising: the other way round
-    increment_l = effect_l - effect_{l-1},  effect_{-1} = 0
+    increment_l = effect_l - effect_{l-1},  effect_{-1} = 0       (of the curve the layer is chosen by)
+
+Denoising counts whatever stops recitation, damage included; noising counts what makes another prompt recite, which only
+a state that carries the decision can do. Both are reported; `curve` says which one chooses.
 
 h_l is exchanged at the last prompt token only. At the last block the exchange hands over the whole prediction, so the
 effect there is 1 for a score of the next token, and "the largest effect" says nothing. The layer is chosen where the
@@ -45,6 +48,7 @@ SCORES = ("memorized_logp", "logit_diff")
 PARTS = ("residual", "block")
 AVERAGES = ("ratio_of_means", "mean_of_ratios")
 RULES = ("increment", "share")
+CURVES = ("denoising", "noising")
 SHARE = 0.8  # of the total effect (reconstructed: the card's section 3.4)
 SMALL = 1e-3  # a pair whose two runs differ by less than this has nothing to normalise by
 
@@ -63,7 +67,7 @@ class Pair:
 @dataclass(frozen=True)
 class CausalLayer:
     """The curves and the choice. `denoising`, `noising`: effect_l, 0 nothing, 1 the source's own score.
-    `increments`: of the denoising curve. `l_star`: the chosen layer; `by_increment`, `by_share`: what either rule
+    `increments`: of the curve named by `curve`. `l_star`: the chosen layer; `by_increment`, `by_share`: what each rule
     says. `skipped`: pairs whose two runs hardly differ ("mean_of_ratios" leaves them out)."""
 
     layers: tuple[int, ...]
@@ -74,6 +78,7 @@ class CausalLayer:
     by_increment: int
     by_share: int
     rule: str
+    curve: str
     score: str
     part: str
     average: str
@@ -96,6 +101,7 @@ def causal_layer(
     average: str = "ratio_of_means",
     rule: str = "increment",
     share: float = SHARE,
+    curve: str = "denoising",
     batch_tokens: int | None = None,
 ) -> CausalLayer:
     """Patch every pair at every layer, both ways, and choose the layer.
@@ -108,10 +114,11 @@ def causal_layer(
         part: "residual" exchanges h_l whole; "block" exchanges only what block l added, h_l - h_{l-1}.
         average: "ratio_of_means" over pairs is robust; "mean_of_ratios" leaves out pairs that hardly differ.
         rule: "increment" (largest jump) or "share" (earliest layer with `share` of the largest effect).
+        curve: "denoising" or "noising", the one that `rule` is applied to.
     Raises: InputError for unknown options, no pairs, missing answers, or runs that do not differ at all.
     """
     for name, value, known in (("score", score, SCORES), ("part", part, PARTS), ("average", average, AVERAGES),
-                               ("rule", rule, RULES)):  # fmt: skip
+                               ("rule", rule, RULES), ("curve", curve, CURVES)):  # fmt: skip
         if value not in known:
             raise InputError(f"patching: {name} is one of {', '.join(known)}, not {value!r}")
     if not pairs:
@@ -133,8 +140,8 @@ def causal_layer(
         ]
         curves[way], left_out = normalised(np.stack(moved), goal - base, average)
         skipped = max(skipped, left_out)
-    increments = np.diff(curves["denoising"], prepend=0.0)
-    by_increment, by_share = layer_by_increment(curves["denoising"]), layer_by_share(curves["denoising"], share)
+    increments = np.diff(curves[curve], prepend=0.0)
+    by_increment, by_share = layer_by_increment(curves[curve]), layer_by_share(curves[curve], share)
     return CausalLayer(
         layers=chosen,
         denoising=tuple(map(float, curves["denoising"])),
@@ -144,6 +151,7 @@ def causal_layer(
         by_increment=chosen[by_increment],
         by_share=chosen[by_share],
         rule=rule,
+        curve=curve,
         score=score,
         part=part,
         average=average,

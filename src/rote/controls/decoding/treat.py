@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from rote.controls.decoding.blocks import residual_states
+from rote.controls.decoding.blocks import blocks_of, check_layer, hf_of, residual_states
 from rote.controls.decoding.labelling import GENERAL, MEMORIZED, LabelledPrompts
-from rote.controls.decoding.mode_probe import ModeProbe, decoding_positions
+from rote.controls.decoding.mode_probe import ModeProbe, decoding_positions, group_folds
 from rote.controls.decoding.patching import CausalLayer, Pair, causal_layer
 from rote.controls.decoding.steering import Starts, SteeringSettings, mode_steering
-from rote.controls.decoding.steering_vector import SteeringVector, steering_vector, vector_from_states
+from rote.controls.decoding.steering_vector import SCALES, SteeringVector, steering_vector, vector_from_states
 from rote.errors import InputError
 from rote.runtime import derive_seed
 from rote.scores.continuations import greedy_continuations
@@ -68,6 +68,7 @@ def fit_steering(
     settings: SteeringSettings | None = None,
     layer: int | None = None,
     rule: str = "increment",
+    curve: str = "denoising",
     kind: str = "mean_difference",
     scale: str = "residual",
     fit_share: float = 0.5,
@@ -80,7 +81,7 @@ def fit_steering(
     Args:
         split: how forget records are cut into prompt and continuation.
         settings: of the steering itself.
-        rule: how the layer is chosen from the patching curve; see `causal_layer`.
+        rule, curve: how the layer is chosen from the patching curves; see `causal_layer`.
         kind, scale: of the vector; see `rote.controls.decoding.steering_vector`.
         fit_share: share of forget records to fit on, in (0, 1]; the rest is held out. Groups stay together.
         continuation_tokens: probe and mean difference also read so many positions inside each record's own
@@ -88,23 +89,13 @@ def fit_steering(
             these positions are held.
     Raises: InputError when fewer than two groups are left to fit on in either set.
     """
-    if not 0 < fit_share <= 1:
-        raise InputError(f"fit_share must lie in (0, 1], not {fit_share}")
     tell = progress or (lambda stage, done, total: None)
     settings = settings or SteeringSettings()
-    cuts = cut_records(model, forget, split)
-    groups = record_groups(forget)
-    is_fitted = fitting_half([groups[cut.index] for cut in cuts], fit_share, seed)
-    fitted = [cut for cut, chosen in zip(cuts, is_fitted, strict=True) if chosen][:MOST_PROMPTS]
-    general, tails, general_groups = matched_cuts(model, retain, [cut.prefix for cut in fitted], seed=seed)
-    memorized = [tuple(cut.ids[: cut.prefix]) for cut in fitted]
-    continued = [tuple(cut.ids[cut.prefix : cut.prefix + cut.suffix]) for cut in fitted]
-    labelled = LabelledPrompts.known(
-        [*memorized, *general],
-        [MEMORIZED] * len(memorized) + [GENERAL] * len(general),
-        groups=[*(f"forget/{groups[cut.index]}" for cut in fitted), *(f"retain/{name}" for name in general_groups)],
-        continuations=[*continued, *tails],
+    cuts, is_fitted, labelled = prompts_of_both_modes(
+        model, forget, retain, split=split, fit_share=fit_share, seed=seed
     )
+    fitted = [cut for cut, chosen in zip(cuts, is_fitted, strict=True) if chosen][:MOST_PROMPTS]
+    memorized, general = labelled.prompts[: len(fitted)], labelled.prompts[len(fitted) :]
     tell("mode probe", 0, 1)
     probe = ModeProbe.fit(model, labelled, continuation_tokens=continuation_tokens, seed=derive_seed(seed, "probe"))
     tell("mode probe", 1, 1)
@@ -112,7 +103,7 @@ def fit_steering(
     if layer is None:
         tell("causal layer", 0, 1)
         pairs = nearest_pairs(fitted, general)[:MOST_PAIRS]
-        causal = causal_layer(model, pairs, rule=rule)
+        causal = causal_layer(model, pairs, rule=rule, curve=curve)
         layer = causal.l_star
         tell("causal layer", 1, 1)
     kept: dict[str, Any] = {
@@ -134,7 +125,7 @@ def fit_steering(
     details = {
         "reconstructed": True,
         "layer": layer,
-        "layer_chosen_by": "the caller" if causal is None else f"activation patching, {causal.rule}",
+        "layer_chosen_by": "the caller" if causal is None else f"activation patching, {causal.rule} of {causal.curve}",
         "probe": probe.as_rows(),
         "probe_best_layer": probe.best_layer,
         "vector": vector.as_dict(),
@@ -144,6 +135,54 @@ def fit_steering(
     }
     rows = np.array([cut.index for cut in cuts])
     return FittedSteering(probe, vector, settings, causal, rows[is_fitted], rows[~is_fitted], details, tuple(notes))
+
+
+def prompts_of_both_modes(
+    model: CausalLM, forget: RecordTable, retain: RecordTable, *, split: Split | None, fit_share: float, seed: int
+) -> tuple[list[Cut], Bool[np.ndarray, " records"], LabelledPrompts]:
+    """(forget records that can be asked, which of them are fitted on, prompts: memorized ones, then general ones)."""
+    if not 0 < fit_share <= 1:
+        raise InputError(f"fit_share must lie in (0, 1], not {fit_share}")
+    cuts = cut_records(model, forget, split)
+    groups = record_groups(forget)
+    is_fitted = fitting_half([groups[cut.index] for cut in cuts], fit_share, seed)
+    fitted = [cut for cut, chosen in zip(cuts, is_fitted, strict=True) if chosen][:MOST_PROMPTS]
+    documents = len({groups[cut.index] for cut in fitted})
+    if documents < 2:
+        raise InputError(
+            f"{fit_share:.0%} of the forget records are fitted on, which is {documents} document(s): a probe needs at"
+            " least 2 documents, one to learn from and one to be judged by; give more forget records"
+        )
+    general, tails, general_groups = matched_cuts(model, retain, [cut.prefix for cut in fitted], seed=seed)
+    labelled = LabelledPrompts.known(
+        [*(tuple(cut.ids[: cut.prefix]) for cut in fitted), *general],
+        [MEMORIZED] * len(fitted) + [GENERAL] * len(general),
+        groups=[*(f"forget/{groups[cut.index]}" for cut in fitted), *(f"retain/{name}" for name in general_groups)],
+        continuations=[*(tuple(cut.ids[cut.prefix : cut.prefix + cut.suffix]) for cut in fitted), *tails],
+    )
+    return cuts, is_fitted, labelled
+
+
+def check_steerable(
+    model: CausalLM,
+    forget: RecordTable,
+    retain: RecordTable,
+    *,
+    split: Split | None = None,
+    layer: int | None = None,
+    scale: str = "residual",
+    fit_share: float = 0.5,
+    seed: int = 0,
+) -> None:
+    """Refuse what `fit_steering` would refuse, without a pass of the model: an unknown architecture, block or scale,
+    too few documents of a mode. Raises InputError."""
+    blocks_of(hf_of(model))
+    if layer is not None:
+        check_layer(hf_of(model), layer)
+    if scale not in SCALES:
+        raise InputError(f"scale must be one of {', '.join(SCALES)}, not {scale!r}")
+    _, _, labelled = prompts_of_both_modes(model, forget, retain, split=split, fit_share=fit_share, seed=seed)
+    group_folds(labelled.labels, labelled.groups, seed=seed)
 
 
 def decoding_states(
