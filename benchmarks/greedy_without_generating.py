@@ -3,9 +3,9 @@
 Three ways, identical verdicts: transformers' own `generate` with its KV cache (in batches of equal prefix length, the
 fastest way to call it), the full pass (which gives every other score too), and the greedy screen (verdicts alone: a
 record is dropped at its first wrong token). A share of the records (`--recited`, default a tenth) is what the model
-itself says, as many are that but for the last token, and the others leave it at a place drawn as on ordinary text, where
-a token is the model's first choice with probability 0.4. Reported shares of training text that a model of this size
-recites are far lower, near one in a hundred (Carlini et al. 2023, arXiv 2202.07646): `--recited 0.025`.
+itself says, as many are that but for the last token, and the others leave it at a place drawn as on ordinary text,
+where a token is the model's first choice with probability 0.4. Reported shares of training text that models of this
+size recite are far lower, near one in a hundred (Carlini et al. 2023, arXiv 2202.07646): `--recited 0.025`.
 Run: python benchmarks/greedy_without_generating.py [--batch 1] [--recited 0.025]
 """
 

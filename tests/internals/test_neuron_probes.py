@@ -411,6 +411,27 @@ def test_fit_on_the_command_line(memorizer, tmp_path):
     assert meta["rule"]["from"] == "samples"
     assert meta["report"]["control"] is None
     assert load_probe(tmp_path / "probe").auroc == meta["report"]["probe"]["auroc"]["value"] > 0.5
+    # every memorized token has p >= .5, so calling tokens by that finds all of them
+    logp = meta["report"]["logp"]
+    assert logp["balanced_accuracy"] > 0.5
+    refused = run.invoke(app(), [*base, "--long", "perhaps", "-o", str(tmp_path / "other")])
+    assert "error or truncate" in str(refused.exception)
+
+
+def test_weighted_suppression_tunes_its_dose_to_the_price(memorizer):
+    """Class 0 is ordinary text, the dose comes from the price, and held-out passages lose more than by chance."""
+    from rote.internals.neurons.suppression import fit_suppression
+    from rote.records import read_records
+
+    model = CausalLM.load(memorizer[0], device="cpu")
+    forget, retain = (read_records([file]) for file in memorizer[1:3])
+    found = fit_suppression(model, forget, retain, mode="weighted", layer=0, cost=0.05)
+    assert found.direction.reader is not None
+    assert found.direction.reader @ found.direction.delta == pytest.approx(1)
+    assert found.settings == {"mode": "weighted", "scale": found.scale, "positions": "all"}
+    assert found.scale > 0
+    rows = {row["direction"]: row for row in found.details["held_out"]}
+    assert rows["selected"]["rise_memorized"] > rows["random"]["rise_memorized"]
 
 
 @pytest.mark.slow

@@ -70,7 +70,7 @@ def test_every_piece_runs_and_every_claim_is_decided(found, tmp_path):
     assert set(context.decided) == CARD
     assert not context.decided["passages_are_memorized"]["holds"]  # 12 are fewer than 60
     recitation = context.decided["recitation_stops"]["observed"]
-    assert recitation["before"] == recitation["same dose for every token"]["before"] == 1.0
+    assert recitation["before"] == recitation["every token's own dose"]["before"] == 1.0
     copied = found.repetition["matched"]
     assert 0 <= copied["greedy right, second"] <= 1
     assert 0 <= copied["greedy right, first"] <= 1
@@ -95,6 +95,8 @@ def test_figures_are_made(found, tmp_path):
     rows = neuron_probes.comparison_rows(found)
     assert len(list(neuron_probes.probes_figure(rows).data)) == 4
     row = neuron_probes.recitation_row(found, "weighted")
+    bars = neuron_probes.recitation_figure(found).data
+    assert [bar.y[0] for bar in bars] == [row["before"], row["after"], row["after, random"]]
     assert row["after"] <= row["before"] == 1.0
     assert row["fallen by"] == pytest.approx(1 - row["after"])
     assert len(list(neuron_probes.doses_figure(found.doses).data)) == 8

@@ -235,8 +235,8 @@ class CausalLM:
         if self.tokenizer is None:
             return
         rows = int(self.hf.get_input_embeddings().weight.shape[0])
-        # transformers adds special tokens of its own (Qwen2's class an <|endoftext|>) to whatever tokenizer it loads. One
-        # that the model has no embedding for matters only where a record holds it, and there `prepare` says so.
+        # transformers adds special tokens of its own (Qwen2's class an <|endoftext|>) to whatever tokenizer it loads.
+        # One that the model has no embedding for matters only where a record holds it, and there `prepare` says so.
         added = set(self.tokenizer.all_special_ids) - {self.bos_id}
         largest = max((token for token in self.tokenizer.get_vocab().values() if token not in added), default=-1)
         if largest >= rows:
