@@ -175,6 +175,21 @@ def test_what_is_wrong_is_said_before_anything_is_done(files, tmp_path, capsys, 
     assert not out.exists()
 
 
+def test_a_control_over_the_context_window_is_refused_before_the_directory_is_taken(files, tmp_path, capsys):
+    import json
+
+    long = tmp_path / "long.jsonl"
+    long.write_text(json.dumps({"id": "long", "text": "far too long " * 400}) + "\n")
+    out = tmp_path / "run"
+    assert main([*command(files, "unlearn", *NPO, "--control", str(long)), "-o", str(out), "-q"]) == 2
+    said = capsys.readouterr().err
+    assert "record 'long'" in said
+    assert "--long truncate" in said
+    assert not out.exists()
+    shortened = command(files, "unlearn", *NPO, "--steps", "1", "--control", str(long), "--long", "truncate")
+    assert main([*shortened, "-o", str(out), "-q"]) == 0
+
+
 def test_sets_that_contradict_each_other_or_are_missing(files, tmp_path, capsys):
     out = tmp_path / "run"
     assert main([*command(files, "unlearn", "--retain", files["forget"], retain=False), "-o", str(out)]) == 2

@@ -37,7 +37,7 @@ from rote.records.table import RecordTable
 from rote.report import Comparison, Findings, compare_runs, write_comparison
 from rote.report.findings import rounded
 from rote.runtime import versions
-from rote.scores.sequences import Split
+from rote.scores.sequences import Split, prepare
 
 TREATMENT_SCHEMA_VERSION = "1.0"
 MEMORIZED_AT_LEAST = 0.05  # a forget set with a smaller extraction rate has hardly anything to forget
@@ -123,6 +123,9 @@ def treat(
     variants = {"neighbours": prefix_neighbours(adapter, forget, seed=settings.seed, split=split)}
     if paraphrases is not None:
         variants["paraphrases"] = paraphrases
+    for table in (forget, control, *variants.values()):
+        if table is not None:
+            prepare(adapter, table, split)  # refused now, before the directory is claimed
     run = RunDirectory.claim(
         out,
         {

@@ -142,8 +142,10 @@ def run_treatment(
         return
     if not quiet:
         print_treatment(treatment)
-    where = treatment.checkpoint or output / "control"
-    console.print(f"treated model: {where}", markup=False, soft_wrap=True)
+    if treatment.checkpoint:
+        console.print(f"treated model: {treatment.checkpoint}", markup=False, soft_wrap=True)
+    else:
+        console.print(f"control for decoding: {output / 'control'}", markup=False, soft_wrap=True)
     console.print(f"before and after: {output / 'compare.html'}", markup=False, soft_wrap=True)
 
 
