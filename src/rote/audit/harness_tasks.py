@@ -56,12 +56,14 @@ def evaluate_tasks(model: CausalLM, folder: str | Path, *, limit: int | None = N
         raise MissingDependencyError("lm-eval", "tasks") from None
     if model.tokenizer is None:
         raise InputError(f"{model.name}: tasks need a tokenizer, and this checkpoint has none")
-    wrapped: Any = HFLM(pretrained=model.hf, tokenizer=model.tokenizer, batch_size=8)
+    harness: Any = lm_eval  # its decorators hide the signatures from the type checker
+    wrapper: Any = HFLM
+    wrapped = wrapper(pretrained=model.hf, tokenizer=model.tokenizer, batch_size=8)
     manager = TaskManager(include_path=str(folder), include_defaults=False)
     here = Path.cwd()
     try:
         os.chdir(folder)  # task files name their data relative to themselves
-        found = lm_eval.simple_evaluate(
+        found = harness.simple_evaluate(
             model=wrapped, tasks=list(names), task_manager=manager, limit=limit, bootstrap_iters=0, log_samples=False
         )
     except (ValueError, KeyError, FileNotFoundError, OSError) as error:

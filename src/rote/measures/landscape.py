@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -156,7 +157,7 @@ class ResidualClassifier:
     @property
     def importances(self) -> Float[np.ndarray, " features"] | None:
         """Mean decrease in impurity (random forest), mean |coefficient| (logistic), None otherwise."""
-        estimator = self._model[-1]
+        estimator: Any = self._model[-1]
         if hasattr(estimator, "feature_importances_"):
             return np.asarray(estimator.feature_importances_)
         return np.abs(estimator.coef_).mean(0) if hasattr(estimator, "coef_") else None

@@ -1,6 +1,9 @@
 """Gates: conditions on findings that make a command fail, such as `extraction.rate{queries=100, p=0.5}.high > 0.01`.
 
-Grammar:  measure [ {dim=value, ...} ] [ .value | .low | .high ]  operator  number
+Grammar:
+
+    measure [ {dim=value, ...} ] [ .value | .low | .high ]  operator  number
+
 The condition names what is NOT allowed. Without a population only targets count (controls are the yardstick, not the
 risk); without duplicates or group, the number over all records, where there is one. A gate that finds no number fails:
 silence is not a pass. Parsed by hand; nothing is evaluated as code.

@@ -78,14 +78,14 @@ class EmbeddingNeighbours:
         self, ids: Sequence[int], *, p: float, ranks: tuple[int, int], random: np.random.Generator
     ) -> tuple[list[int], int]:
         """(new ids, how many were swapped): each token with a neighbour is replaced with probability p."""
-        ids = np.asarray(ids, np.int64)
+        tokens = np.asarray(ids, np.int64)
         low, high = ranks
         draw, rank = random.random(len(ids)), random.integers(low - 1, high, len(ids))
-        rows = self.table[np.clip(ids, 0, len(self.table) - 1)]
+        rows = self.table[np.clip(tokens, 0, len(self.table) - 1)]
         available = (rows >= 0).sum(1)
         chosen = rows[np.arange(len(ids)), np.minimum(rank, np.maximum(available - 1, 0))]
         swap = (draw < p) & (available > 0)
-        return np.where(swap, chosen, ids).tolist(), int(swap.sum())
+        return np.where(swap, chosen, tokens).tolist(), int(swap.sum())
 
     def variants(
         self,

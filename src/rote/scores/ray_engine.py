@@ -11,6 +11,7 @@ Knows nothing about measures. Ray is an optional library.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -85,7 +86,7 @@ def score_with_ray(
     mine = not ray.is_initialized()
     if mine:
         local: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}
-        ray.init(log_to_driver=False, logging_level="ERROR", configure_logging=False, **local)
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, configure_logging=False, **local)
     try:
         resources = ray.cluster_resources()
         gpus = int(resources.get("GPU", 0)) if model.device.type == "cuda" else 0

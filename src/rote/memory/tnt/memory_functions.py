@@ -109,7 +109,7 @@ class MemoryFunction:
     def gradients(
         self, weights: list[Tensor], k: Float[Tensor, "N C d"], v: Float[Tensor, "N C d"], norm: Norm = None
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """(inputs x_l, rows g_l) of every layer: grad_{W_l} of token c's loss is inputs[l][c]^T rows[l][c].
+        """(inputs x_l, rows g_l) of every layer: `grad_{W_l}` of token c's loss is `inputs[l][c]^T rows[l][c]`.
 
         Rows are not clipped here: their norms are the surprise; see `clipped`.
         """
