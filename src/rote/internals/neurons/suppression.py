@@ -116,10 +116,8 @@ def fit_suppression(
             progress=lambda done, total: tell("layers tried", done, total),
         )  # fmt: skip
     else:
-        direction, table = (
-            class_direction(acts, labels, (site, acts.layers(site)[0]), against=against, ordinary=ordinary),
-            [],
-        )
+        place, table = (site, acts.layers(site)[0]), []
+        direction = class_direction(acts, labels, place, against=against, ordinary=ordinary)
     if scale is None and mode in UNBOUNDED:
         scale, _ = dose_at_cost(model, direction, tuning, cost=cost, mode=mode)
     scale = 1.0 if scale is None else scale
