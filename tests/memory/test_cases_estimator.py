@@ -119,6 +119,7 @@ def test_an_interrupted_fit_goes_on_with_its_detector(fitted, segments, tmp_path
     again = clone(fitted).fit(train.data, train.votes, **options)  # the detector is not trained again
     whole = [value.clone() for value in again.model_.detector.state_dict().values()]
     assert all(torch.equal(a, b) for a, b in zip(before, whole, strict=True))
+    assert np.array_equal(again.predict_vote(train.data), fitted.predict_vote(train.data))
     with pytest.raises(KeyboardInterrupt):  # other votes: another detector
         clone(fitted).fit(train.data, 8 - train.votes, **options)
     next(tmp_path.iterdir()).write_bytes(b"broken")

@@ -124,10 +124,15 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(build, tmp_path):
     assert torch.equal(weights(resumed), weights(whole))
 
 
-def test_a_checkpoint_of_another_stream_is_refused(tmp_path):
+def test_a_checkpoint_of_another_stream_is_refused_and_a_damaged_one_too(tmp_path):
     train_causal_lm(tiny(), stream(), CONFIG, checkpoint=tmp_path / "c", checkpoint_every=4)
     with pytest.raises(InputError, match="another run"):
         train_causal_lm(tiny(), stream(seed=1), CONFIG, checkpoint=tmp_path / "c", checkpoint_every=4)
+    (file,) = (tmp_path / "c").iterdir()
+    for broken in (b"broken", file.read_bytes()[:-9]):
+        file.write_bytes(broken)
+        with pytest.raises(InputError, match="remove it to train anew"):
+            train_causal_lm(tiny(), stream(), CONFIG, checkpoint=tmp_path / "c")
 
 
 def test_divergence_stops_with_the_step_and_the_cause():

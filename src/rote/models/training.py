@@ -13,11 +13,7 @@ Source of the recipe: Wei et al. 2025, "Hubble", arXiv 2510.19811 (AdamW (.9, .9
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,10 +23,10 @@ import numpy as np
 from jaxtyping import Int
 
 from rote.errors import InputError, RoteError
+from rote.models.unfinished import Unfinished, identity_of, put_back, training_tensors
 from rote.runtime import threads, threads_for_width
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel
 
 
@@ -84,11 +80,11 @@ def train_causal_lm(
         stream: packed token ids, L + 1 per row, in training order; an incomplete last batch is left out.
         progress: called as progress(step, steps, loss) after every step.
         checkpoint: directory for resuming; written atomically every `checkpoint_every` steps (weights, AdamW moments,
-            losses as safetensors), continued from when it belongs to this stream, recipe and model. The result is the
-            same, bit for bit.
+            losses as safetensors), continued from when it belongs to this stream, recipe, model and library versions.
+            The result is the same, bit for bit.
     Raises: InputError for token ids outside the vocabulary, rows longer than the context, a stream shorter than one
-        batch, or a checkpoint of another run; RoteError when the loss or the gradient stops being finite (nothing is
-        written then).
+        batch, a checkpoint that is damaged or of another run; RoteError when the loss or the gradient stops being
+        finite (nothing is written then).
     """
     import torch
     import torch.nn.functional as F
@@ -106,8 +102,13 @@ def train_causal_lm(
         fused=True,
     )
     losses = np.full(steps, np.nan, dtype=np.float32)
-    identity = _identity(model, stream, config) if checkpoint else ""
-    first = _restore(Path(checkpoint), identity, model, optimizer, losses) if checkpoint else 0
+    kept, first = Unfinished(), 0
+    if checkpoint:  # its identity holds no weights: it is taken before the first step
+        identity = identity_of(asdict(config), model.config.to_json_string(), stream)
+        kept = Unfinished(Path(checkpoint) / "state.safetensors", identity)
+    if found := kept.read():
+        put_back(found[0], model, optimizer)
+        losses[:], first = found[0]["losses"].numpy(), found[1]["step"]
     width = int(getattr(model.config.get_text_config(), "hidden_size", 0) or 0)
     model.train()
     with threads(config.threads or threads_for_width(width)):
@@ -131,8 +132,10 @@ def train_causal_lm(
             optimizer.zero_grad(set_to_none=True)
             if progress:
                 progress(step + 1, steps, value)
-            if checkpoint and checkpoint_every and (step + 1) % checkpoint_every == 0 and step + 1 < steps:
-                _save(Path(checkpoint), identity, step + 1, model, optimizer, losses)
+            if kept.file and checkpoint_every and (step + 1) % checkpoint_every == 0 and step + 1 < steps:
+                kept.write(
+                    training_tensors(model, optimizer) | {"losses": torch.from_numpy(losses)}, {"step": step + 1}
+                )
     model.eval()
     return losses
 
@@ -153,67 +156,3 @@ def _check_stream(model: PreTrainedModel, stream: np.ndarray, config: TrainingCo
         raise InputError(
             f"the stream has token ids {low} .. {high}, the model knows 0 .. {text.vocab_size - 1}: wrong tokenizer?"
         )
-
-
-def _identity(model: PreTrainedModel, stream: np.ndarray, config: TrainingConfig) -> str:
-    """What a checkpoint belongs to: stream, recipe and architecture. Taken before the first step, so not the
-    weights."""
-    digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode())
-    digest.update(model.config.to_json_string().encode())
-    digest.update(str(stream.shape).encode())
-    digest.update(np.ascontiguousarray(stream).tobytes())
-    return digest.hexdigest()
-
-
-def _save(folder: Path, identity: str, step: int, model, optimizer: torch.optim.Optimizer, losses: np.ndarray) -> None:
-    import torch
-    from safetensors.torch import save_file
-
-    tensors = {f"model.{name}": p.detach().contiguous() for name, p in model.named_parameters()}
-    for number, (_, state) in enumerate(_states(optimizer)):
-        for key, value in state.items():
-            tensors[f"adamw.{number}.{key}"] = torch.as_tensor(value).detach().contiguous()
-    tensors["losses"] = torch.from_numpy(losses.copy())
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    save_file(tensors, temporary / "state.safetensors", metadata={"identity": identity, "step": str(step)})
-    # A directory cannot replace a full one atomically: the file inside is what counts.
-    folder.mkdir(exist_ok=True)
-    os.replace(temporary / "state.safetensors", folder / "state.safetensors")
-    temporary.rmdir()
-
-
-def _restore(folder: Path, identity: str, model, optimizer: torch.optim.Optimizer, losses: np.ndarray) -> int:
-    """Load weights, moments and losses; returns the step to go on with (0 without a checkpoint)."""
-    import torch
-    from safetensors import safe_open
-
-    path = folder / "state.safetensors"
-    if not path.exists():
-        return 0
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-        if metadata.get("identity") != identity:
-            raise InputError(
-                f"{folder} holds a checkpoint of another run (other stream, recipe or model): "
-                "remove it or choose another directory"
-            )
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                parameter.copy_(file.get_tensor(f"model.{name}"))
-        keys = set(file.keys())
-        for number, (parameter, _) in enumerate(_states(optimizer)):
-            optimizer.state[parameter] = {
-                key: file.get_tensor(f"adamw.{number}.{key}").to(parameter.device)
-                for key in ("step", "exp_avg", "exp_avg_sq")
-                if f"adamw.{number}.{key}" in keys
-            }
-        losses[:] = file.get_tensor("losses").numpy()
-        return int(metadata["step"])
-
-
-def _states(optimizer: torch.optim.Optimizer):
-    """(parameter, AdamW state) in a fixed order."""
-    return [(p, optimizer.state.get(p, {})) for group in optimizer.param_groups for p in group["params"]]

@@ -45,7 +45,7 @@ from rote.memory.cases.splits import (
 )
 from rote.memory.cases.statistics import Scaling, channel_statistics
 from rote.memory.cases.training import Progress, TrainingSettings, train_detector
-from rote.memory.cases.unfinished import kept_detector
+from rote.models.unfinished import Unfinished
 from rote.runtime import derive_seed
 
 SEARCHES = ("exact", "faiss")
@@ -151,12 +151,15 @@ class ProtoKNN(ClassifierMixin, BaseEstimator):
         shared: dict[str, Any] = {"device": device, "progress": progress}
         train, y = data[~held], votes[~held]
         seed = derive_seed(self.random_state, "detector")
-        detector = kept_detector(
-            resume, (train, y), {"raters": raters, "montage": asdict(montage), "signal": signal.to_dict(),
-                                 "training": settings.to_dict(), "seed": seed},
-            lambda: SpikeNet(len(montage.channels), signal.crop, width=settings.width, dropout=settings.dropout),
-            lambda: train_detector(train, y, raters, montage, signal, settings, seed=seed, **shared),
-        )  # fmt: skip
+        recipe = [raters, asdict(montage), signal.to_dict(), settings.to_dict(), seed]
+        kept = Unfinished.named(resume, recipe, train, y)
+        if found := kept.read():
+            size = {"width": settings.width, "dropout": settings.dropout}
+            detector = SpikeNet(len(montage.channels), signal.crop, **size).eval()
+            detector.load_state_dict(found[0])
+        else:
+            detector = train_detector(train, y, raters, montage, signal, settings, seed=seed, **shared)
+            kept.write(detector.state_dict())
         channels = torch.from_numpy(prepare(train, montage, signal))
         scaling = Scaling.fit(*channel_statistics(channels)[:2])
         trunk = ChannelTrunk.from_spikenet(detector)

@@ -25,8 +25,9 @@ from rote.memory.vista.baselines import RawTargetAttention, SequenceModel, make_
 from rote.memory.vista.embedding import Histories
 from rote.memory.vista.evaluation import ndcg, ranking_figures, relative_quality, target_ranks
 from rote.memory.vista.model import Vista
-from rote.memory.vista.resume import Kept, identity_of
+from rote.memory.vista.resume import Kept
 from rote.memory.vista.training import TrainingSettings, fit_next_item
+from rote.models.unfinished import Unfinished
 from rote.runtime import threads, threads_for_width
 
 if TYPE_CHECKING:
@@ -193,10 +194,9 @@ def train_recommender(
     found = []
     with threads(threads_for_width(config.dim)):
         for name, model in models.items():
-            kept = Kept(None if resume is None else Path(resume), every=check_every)
-            if resume is not None:
-                recipe = [name, config.to_dict(), asdict(settings), longest, check_every, patience]
-                kept.identity = identity_of(recipe, vocabulary.to_dict(), log.offsets, log.item, log.action, log.time)
+            recipe = [name, config.to_dict(), asdict(settings), longest, check_every, patience, vocabulary.to_dict()]
+            place = Unfinished.named(resume, recipe, log.offsets, log.item, log.action, log.time)
+            kept = Kept(place, every=check_every)
             found.append(_fit(name, model, split, settings, check_every, patience, progress, kept))
             found[-1].ranks = ranks(model, split, "test", progress=progress)
             found[-1].test = ranking_figures(found[-1].ranks)
