@@ -311,11 +311,18 @@ def test_labelling_a_stream_stops_goes_on_and_refuses_others(fitted, tmp_path):
     with pytest.raises(InputError, match="no finished labelling"):
         list(read_stream(tmp_path / "two"))
     written = (tmp_path / "two" / "part-00000.parquet").stat().st_mtime_ns
+    (tmp_path / "two" / ".part-00001.parquet.abcd_123.tmp").write_bytes(b"PAR1")  # what kill -9 leaves
     again = label_stream(model, labeller, documents, tmp_path / "two", shard_documents=4)
     assert again == whole
     assert (tmp_path / "two" / "part-00000.parquet").stat().st_mtime_ns == written
     for mine, theirs in zip(read_stream(tmp_path / "two"), tables, strict=True):
         assert mine.equals(theirs)
+    names = sorted(file.name for file in (tmp_path / "two").iterdir())
+    assert names == ["key.json", "labels.json", *(f"part-0000{shard}.parquet" for shard in range(3))]
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / ".key.json.abcd_123.tmp").write_text("{")  # killed at once: begins again
+    label_stream(model, labeller, documents[:4], tmp_path / "begun", shard_documents=4)
+    assert len(list((tmp_path / "begun").iterdir())) == 3
 
     with pytest.raises(RunMismatchError, match="labeller changed"):
         label_stream(model, ProbeLabeller(probe, 0.3, 0.6), documents, tmp_path / "two", shard_documents=4)

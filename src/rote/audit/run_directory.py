@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from rote.atomic import write_atomic
+from rote.atomic import leftovers, write_atomic
 from rote.errors import InputError, RunMismatchError
 from rote.records.table import RecordTable
 
@@ -56,7 +56,7 @@ class RunDirectory:
                     f" --overwrite"
                 )
             run = {**found, **{key: value for key, value in run.items() if key not in found}}
-        elif path.is_dir() and any(path.iterdir()):
+        elif path.is_dir() and set(path.iterdir()) > set(leftovers(path / RUN_FILE)):
             raise InputError(f"{path}: is not empty and holds no run; choose another -o")
         try:
             path.mkdir(parents=True, exist_ok=True)

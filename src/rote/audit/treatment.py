@@ -14,8 +14,6 @@ Knows nothing about any method: a method is a function that changes a loaded mod
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -24,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from rote.atomic import write_atomic
+from rote.atomic import whole_directory, write_atomic
 from rote.audit.companions import prefix_neighbours
 from rote.audit.harness_tasks import evaluate_tasks, task_names
 from rote.audit.lm import audit_lm
@@ -240,18 +238,13 @@ def save_checkpoint(model: CausalLM, target: Path, treated: Treated) -> None:
             raise InputError(
                 f"the treatment left NaN or infinite weights in {name}; nothing is saved, use milder settings"
             )
-    temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
     hf_logging.disable_progress_bar()
-    try:
-        model.hf.save_pretrained(temporary)
+    with whole_directory(target) as part:
+        model.hf.save_pretrained(part)
         if model.tokenizer is not None:
-            model.tokenizer.save_pretrained(temporary)
+            model.tokenizer.save_pretrained(part)
         kept = {"details": dict(treated.details), "notes": list(treated.notes)}
-        (temporary / "treatment-details.json").write_text(json.dumps(kept, default=str), encoding="utf-8")
-        os.replace(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        (part / "treatment-details.json").write_text(json.dumps(kept, default=str), encoding="utf-8")
 
 
 def _digest(run: RunDirectory) -> str:

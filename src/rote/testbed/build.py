@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -25,6 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Int
 
+from rote.atomic import whole_directory
 from rote.errors import InputError, RunMismatchError
 from rote.records.decontaminate import find_overlaps
 from rote.records.generators import biographies
@@ -309,25 +308,16 @@ def _take(order: list[int], tokens, wanted: int | None, *, largest: int | None =
 
 
 def _write(out: Path, manifest, tokenizer, stream, documents, rows, people, unseen, log) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.parent / f".{out.name}.tmp-{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        tokenizer.save_pretrained(temporary / "tokenizer")
-        np.save(temporary / "stream.npy", stream)
-        np.save(temporary / "background.npy", np.concatenate(documents).astype(np.int32))
-        np.save(temporary / "unseen.npy", unseen.astype(np.int32))
-        _write_rows(temporary / "probes.jsonl", rows)
+    with whole_directory(out) as part:  # an `out` that is not empty was refused before
+        tokenizer.save_pretrained(part / "tokenizer")
+        np.save(part / "stream.npy", stream)
+        np.save(part / "background.npy", np.concatenate(documents).astype(np.int32))
+        np.save(part / "unseen.npy", unseen.astype(np.int32))
+        _write_rows(part / "probes.jsonl", rows)
         if people:
-            _write_rows(temporary / "biographies.jsonl", [asdict(person) for person in people])
-        write_log(temporary / "copies.jsonl", log, [row["id"] for row in rows])
-        (temporary / "bed.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        if out.exists():
-            out.rmdir()  # empty, or the build would have been refused
-        os.replace(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            _write_rows(part / "biographies.jsonl", [asdict(person) for person in people])
+        write_log(part / "copies.jsonl", log, [row["id"] for row in rows])
+        (part / "bed.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
 def _write_rows(path: Path, rows: Iterable[Mapping]) -> None:

@@ -28,6 +28,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rote.atomic import whole_directory
 from rote.errors import InputError, RoteError, RunMismatchError
 from rote.records.planting import write_log
 from rote.testbed.bed import Bed
@@ -125,8 +126,6 @@ def train_arm(bed: Bed, arm: Arm, *, progress: Progress | None = None) -> Path:
         seed=settings.seed,
     )
     resume = target.with_name(f".{target.name}.resume")
-    temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
-    target.parent.mkdir(exist_ok=True)
     losses = train_causal_lm(
         model,
         stream,
@@ -149,15 +148,11 @@ def train_arm(bed: Bed, arm: Arm, *, progress: Progress | None = None) -> Path:
         "losses": [round(float(value), 4) for value in losses[:: max(1, len(losses) // 200)]],
     }
     hf_logging.disable_progress_bar()
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        model.save_pretrained(temporary)
-        bed.tokenizer.save_pretrained(temporary)
-        write_log(temporary / "copies.jsonl", log, [row["id"] for row in bed.probes])
-        (temporary / "arm.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with whole_directory(target) as part:
+        model.save_pretrained(part)
+        bed.tokenizer.save_pretrained(part)
+        write_log(part / "copies.jsonl", log, [row["id"] for row in bed.probes])
+        (part / "arm.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     shutil.rmtree(resume, ignore_errors=True)
     return target
 

@@ -11,9 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import nn
 
+from rote.atomic import whole_directory
 from rote.errors import InputError, RoteError
 from rote.internals.curvature.layers import MatrixLayer
 from rote.models.causal_lm import CausalLM
@@ -96,19 +94,10 @@ class MatrixEdit:
             raise InputError("only a Hugging Face model can be committed to a checkpoint directory")
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise InputError(f"{target}: exists and is not empty; choose a new directory for the treated checkpoint")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        try:
+        with whole_directory(target) as part:
             hf.save_pretrained(part)  # type: ignore[operator]
             if isinstance(self.model, CausalLM) and self.model.tokenizer is not None:
                 self.model.tokenizer.save_pretrained(part)
             text = json.dumps({"layers": list(self.layers), **(about or {})}, indent=2, allow_nan=False)
             (part / ABOUT).write_text(text + "\n", encoding="utf-8")
-            os.chmod(part, 0o755)
-            if target.exists():
-                target.rmdir()
-            os.replace(part, target)
-        except BaseException:
-            shutil.rmtree(part, ignore_errors=True)
-            raise
         return target

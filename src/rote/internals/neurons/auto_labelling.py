@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Float, Int8
 
-from rote.atomic import write_atomic
+from rote.atomic import leftovers, write_atomic
 from rote.errors import InputError, RunMismatchError
 from rote.internals.neurons.scoring import probability, score_sequences
 from rote.internals.neurons.sites import Place
@@ -256,7 +256,8 @@ def _claim(directory: Path, key: dict[str, Any]) -> None:
                 f"{directory}: holds labels of another run ({', '.join(differs)} changed); choose another directory"
             )
         return
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    unfinished = leftovers(directory / KEY_FILE)  # of a run that was killed while it began
+    if directory.exists() and (not directory.is_dir() or set(directory.iterdir()) > set(unfinished)):
         raise InputError(f"{directory}: is not empty and holds no labelling; choose another directory")
     directory.mkdir(parents=True, exist_ok=True)
     write_atomic(directory / KEY_FILE, json.dumps(key, indent=1))

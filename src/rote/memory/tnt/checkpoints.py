@@ -8,9 +8,6 @@ Knows nothing about: the loop of training, the closed form.
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
+from rote.atomic import whole_directory
 from rote.errors import InputError
 from rote.memory.tnt.configuration import MODEL_TYPE, TNTConfig
 from rote.memory.tnt.modeling import TNTForCausalLM
@@ -73,19 +71,10 @@ def save_checkpoint(model: TNTForCausalLM, tokenizer: Any, path: str | Path) -> 
     target = Path(path)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{target}: is there already; give another directory, or remove it first")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        model.save_pretrained(temporary)
+    with whole_directory(target) as part:
+        model.save_pretrained(part)
         if tokenizer is not None:
-            tokenizer.save_pretrained(temporary)
-        temporary.chmod(0o755)
-        if target.exists():
-            target.rmdir()
-        os.replace(temporary, target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+            tokenizer.save_pretrained(part)
     return target
 
 
