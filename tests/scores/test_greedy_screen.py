@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from rote.errors import InputError
 from rote.measures.extraction import greedy_extractable
 from rote.models import CausalLM
 from rote.records import RecordTable
-from rote.scores.greedy_screen import greedy_screen
+from rote.scores.greedy_screen import greedy_screen, largest_error
 from rote.scores.sequences import Split, prepare
 from rote.scores.tokens import TokenScorer
 
@@ -69,3 +70,87 @@ def test_a_model_without_cache_takes_the_full_pass(checkpoints, monkeypatch):
     assert (greedy_screen(prepared, np.arange(4)) == expected).all()
     assert expected.any()
     assert not expected.all()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])
+def test_a_draft_changes_no_verdict(checkpoints, family):
+    model = CausalLM.load(checkpoints(family), device="cpu", dtype="float32", bos="auto")
+    lengths = [(5, 9), (5, 9), (5, 1), (3, 2), (8, 6), (5, 12), (5, 9), (3, 7), (8, 6), (5, 5)]
+    prepared = prepare(model, generated_records(model, lengths, seed=3), Split())
+    rows = np.arange(len(lengths))
+    draft = model.in_precision(torch.bfloat16)
+    assert draft.dtype == torch.bfloat16
+    assert model.dtype == torch.float32
+    seen = []
+    found = greedy_screen(prepared, rows, draft=draft, progress=lambda done, total: seen.append(done))
+    assert (found == (rows % 3 == 0)).all()
+    assert seen == sorted(seen)
+    assert seen[-1] == len(rows)
+
+
+def test_what_the_draft_cannot_tell_apart_the_model_decides(checkpoints):
+    """Each record's token gets a twin that differs from it across the hidden state: rounding decides between them."""
+    model = CausalLM.load(checkpoints("llama"), device="cpu", dtype="float32")
+    ids = torch.tensor(generated_records(model, [(5, 1)] * 90, seed=8).table.column("token_ids").to_pylist())[::3]
+    records = RecordTable.from_rows({"token_ids": row, "prefix_tokens": 5} for row in ids.tolist())
+    bos = [] if model.bos_id is None else [model.bos_id]
+    hidden = model.hidden(torch.cat([torch.tensor([bos] * len(ids), dtype=torch.int64), ids[:, :-1]], dim=1))[:, -1]
+    generator = torch.Generator().manual_seed(0)
+    weight = model.hf.get_output_embeddings().weight
+    assert weight.data_ptr() != model.hf.get_input_embeddings().weight.data_ptr()
+    with torch.no_grad():
+        for token, h in zip(ids[:, -1].tolist(), hidden, strict=True):
+            across = torch.randn(len(h), generator=generator)
+            across -= (across @ h) / (h @ h) * h
+            sign = 1 if torch.rand(1, generator=generator) < 0.5 else -1
+            weight[(token + 1) % model.vocab_size] = weight[token] + 0.05 * across + sign * 1e-4 * h / (h @ h)
+    prepared = prepare(model, records, Split())
+    rows = np.arange(len(records))
+    block = TokenScorer(model)(prepared, rows)
+    expected = greedy_extractable(block.greedy, block.prefix, block.suffix)
+    assert 0 < expected.sum() < len(rows)
+    draft = model.in_precision(torch.bfloat16)
+    alone = greedy_screen(prepare(draft, records, Split()), rows, draft=None)
+    assert (alone != expected).any()
+    assert (greedy_screen(prepared, rows, draft=draft) == expected).all()
+
+
+def test_the_error_of_a_draft_is_the_largest_of_the_centred_differences(checkpoints):
+    model = CausalLM.load(checkpoints("llama"), device="cpu", dtype="float32")
+    prepared = prepare(model, generated_records(model, [(5, 3), (6, 2)], seed=9), Split())
+    draft = model.in_precision(torch.bfloat16)
+    largest = 0.0
+    for row in (0, 1):
+        ids = torch.tensor([prepared.sequences(np.array([row]))[0].ids])
+        ids = ids if model.bos_id is None else torch.cat([torch.tensor([[model.bos_id]]), ids], dim=1)
+        with torch.no_grad():
+            exact = model.hf(input_ids=ids).logits[0].double()
+            hidden = draft.hf.model(input_ids=ids).last_hidden_state[0].double()
+        rounded = hidden @ model.hf.get_output_embeddings().weight.detach().double().T
+        for one, two in zip(rounded, exact, strict=True):
+            error = [float(a - b) for a, b in zip(one, two, strict=True)]
+            middle = sum(error) / len(error)
+            largest = max(largest, *(abs(value - middle) for value in error))
+    assert largest_error(draft, prepared, np.array([0, 1])) == pytest.approx(largest, rel=1e-3)
+
+
+def test_the_draft_is_made_where_it_pays(checkpoints, monkeypatch):
+    import rote.scores.greedy_screen as module
+
+    model = CausalLM.load(checkpoints("gpt2"), device="cpu", dtype="float32")
+    records = generated_records(model, [(4, 6)] * 7, seed=5)
+    prepared = prepare(model, records, Split())
+    made = []
+    in_precision = CausalLM.in_precision
+    monkeypatch.setattr(CausalLM, "in_precision", lambda self, dtype: made.append(dtype) or in_precision(self, dtype))
+    monkeypatch.setattr(module, "speedup_of", lambda *_: 3.0)
+    greedy_screen(prepared, np.arange(7))
+    assert made == []  # too few records
+    monkeypatch.setattr(module, "DRAFT_FROM", 7)
+    assert greedy_screen(prepared, np.arange(7)).tolist() == [True, False, False] * 2 + [True]
+    assert made == [torch.bfloat16]
+    monkeypatch.setattr(module, "speedup_of", lambda *_: 1.1)
+    greedy_screen(prepared, np.arange(7))
+    assert len(made) == 1
+    with pytest.raises(InputError, match="draft is 'fast'"):
+        greedy_screen(prepared, np.arange(7), draft="fast")

@@ -7,6 +7,8 @@ __getattr__, __dir__, __all__ = lazy(
     {
         "AuditSettings": "rote.audit.settings",
         "audit_lm": "rote.audit.lm",
+        "audit_recited": "rote.audit.recited",
+        "audit_counterfactual": "rote.audit.counterfactual",
         "remake": "rote.audit.lm",
         "Estimate": "rote.audit.lm",
         "Companion": "rote.audit.companions",

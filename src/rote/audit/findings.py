@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
 from rote.audit.evidence import Evidence
 from rote.audit.settings import AuditSettings
@@ -79,7 +79,11 @@ def duplicate_levels(evidence: Evidence) -> list[tuple[float, Bool[np.ndarray, "
 
     A level is named by its lowest count. Levels with fewer than MIN_LEVEL records are left out of the dose-response.
     """
-    copies = np.where(evidence.target, evidence.duplicates, np.nan)
+    return levels_of(np.where(evidence.target, evidence.duplicates, np.nan))
+
+
+def levels_of(copies: Float[np.ndarray, " records"]) -> list[tuple[float, Bool[np.ndarray, " records"]]]:
+    """The same from counts, NaN where unknown or not to be counted."""
     known = copies[~np.isnan(copies)]
     if not len(known):
         return []

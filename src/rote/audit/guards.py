@@ -34,7 +34,7 @@ def run_guards(
     references: Mapping[str, np.ndarray] | None = None,
 ) -> list[dict]:
     """All guards for these records. `references`: {name: score per evidence row} of models that never saw the texts."""
-    found = [_controls(evidence)]
+    found = [controls_guard(int(evidence.control.sum()))]
     if has_controls(evidence):
         groups = evidence.group.tolist() if any(group is not None for group in evidence.group) else None
         # A group that is all targets or all controls would be the label itself; then records are taken one by one.
@@ -90,8 +90,8 @@ def _documents(records: RecordTable, rows: np.ndarray) -> Iterator[str | list[in
             yield ids if text is None else text
 
 
-def _controls(evidence: Evidence) -> dict:
-    n = int(evidence.control.sum())
+def controls_guard(n: int) -> dict:
+    """Do n unseen controls suffice to compare with?"""
     if n >= MIN_CONTROLS:
         return _guard(
             "controls",

@@ -41,17 +41,7 @@ def verdicts(
     greedy = _select(by_name["extraction.greedy_rate"], population="target")
     unseen = _select(by_name["extraction.greedy_rate"], population="control")
     if greedy:
-        grade = (
-            "low" if greedy["value"] == 0 else "high" if unseen is None or greedy["low"] > unseen["high"] else "medium"
-        )
-        found.append(
-            _verdict(
-                grade,
-                f"{_share(greedy)} come out of a single greedy query{_beside(unseen)}.",
-                "extraction.greedy_rate",
-                {"population": "target"},
-            )
-        )
+        found.append(greedy_verdict(greedy, unseen))
     aurocs = {row["attack"]: row for row in by_name.get("membership.auroc", []) if "duplicates" not in row}
     if aurocs:
         found.append(_membership_verdict(aurocs))
@@ -101,6 +91,17 @@ def verdicts(
     found += [verdict for verdict in also if verdict is not None]
     order = {"high": 0, "medium": 1, "low": 2, "info": 3}
     return sorted(found, key=lambda verdict: order[verdict["level"]])
+
+
+def greedy_verdict(greedy: dict, unseen: dict | None) -> dict:
+    """What one greedy query gets, of targets and of unseen controls."""
+    beyond = unseen is None or greedy["low"] > unseen["high"]
+    return _verdict(
+        "low" if greedy["value"] == 0 else "high" if beyond else "medium",
+        f"{_share(greedy)} come out of a single greedy query{_beside(unseen)}.",
+        "extraction.greedy_rate",
+        {"population": "target"},
+    )
 
 
 def _membership_verdict(aurocs: dict[str, dict]) -> dict:

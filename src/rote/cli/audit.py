@@ -10,6 +10,7 @@ import typer
 
 from rote.cli import console
 from rote.cli.audit_counterfactual import counterfactual
+from rote.cli.audit_recited import recited
 from rote.cli.audit_unlearning import unlearning
 from rote.cli.console import config_option, print_config, progress_bars, say
 from rote.errors import InputError
@@ -162,7 +163,7 @@ def lm(
     from rote.audit import audit_lm
     from rote.records import read_records
 
-    options = {"columns": _columns(text_column, id_column, column), "format": format_, "txt_unit": txt_unit}
+    options = {"columns": columns_of(text_column, id_column, column), "format": format_, "txt_unit": txt_unit}
     targets = read_records(records, limit=limit, **options)
     # Of controls everybody knows how often they were trained on: never. Their files need no such column.
     named = {name: field for name, field in (options["columns"] or {}).items() if name not in ("duplicates", "member")}
@@ -196,6 +197,10 @@ def lm(
 
 
 audit_app.command(
+    "recited", epilog="Example: rote audit recited ./model corpus.jsonl --control unseen.jsonl -o runs/recited"
+)(recited)
+
+audit_app.command(
     "unlearning",
     epilog="Example: rote audit unlearning ./before ./after --forget f.jsonl --retain r.jsonl --holdout h.jsonl"
     " --oracle ./retrained -o runs/forgotten",
@@ -213,7 +218,8 @@ def command_line() -> str:
     return shlex.join(["rote", *console.arguments])
 
 
-def _columns(text: str | None, identifier: str | None, others: list[str] | None) -> dict[str, str] | None:
+def columns_of(text: str | None, identifier: str | None, others: list[str] | None) -> dict[str, str] | None:
+    """--text-column, --id-column and --column FIELD=NAME as `read_records` takes them."""
     columns = {} if text is None else {"text": text}
     if identifier is not None:
         columns["id"] = identifier

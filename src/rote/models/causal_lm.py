@@ -9,6 +9,7 @@ and Gemma do, GPT-2 and GPT-NeoX do not); `bos="always"` or `"never"` overrides 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import logging
@@ -121,6 +122,24 @@ class CausalLM:
             fingerprint=_with_tokenizer(checkpoint, tokenizer),
             source=path.resolve(),
         )
+
+    def in_precision(self, dtype: torch.dtype) -> CausalLM:
+        """The same model with its parameters rounded to `dtype`: a copy in memory, with this model's own output head.
+
+        Buffers (rotary frequencies and the like) keep their precision. For bounds and first looks, not for figures.
+        """
+        import torch
+
+        rounded = {
+            id(parameter): torch.nn.Parameter(parameter.detach().to(dtype), requires_grad=False)
+            for parameter in self.hf.parameters()
+        }
+        bos = self.bos_rule
+        name, fingerprint = f"{self.name} in {str(dtype).removeprefix('torch.')}", f"{self.fingerprint}/{dtype}"
+        lower = CausalLM(copy.deepcopy(self.hf, rounded), self.tokenizer, name=name, fingerprint=fingerprint, bos=bos)
+        if self._base is not None and lower._base is not None:
+            lower._head = self._float_head()
+        return lower
 
     @property
     def device(self) -> torch.device:
