@@ -94,6 +94,8 @@ def test_a_treatment_is_proved_and_its_checkpoint_is_anybodys(files, treatments,
 
 
 def test_both_make_one_frontier(treatments, tmp_path, capsys):
+    assert main(["compare", *map(str, treatments.values()), "-o", str(tmp_path), "-q"]) == 0
+    assert capsys.readouterr() == ("", "")
     assert main(["compare", *map(str, treatments.values()), "-o", str(tmp_path), "--json"]) == 0
     points = json.loads(capsys.readouterr().out)["frontier"]["points"]
     assert [p["run"] for p in points] == ["untreated", "curvature", "unlearn"]
@@ -110,6 +112,8 @@ def test_the_same_command_again_changes_nothing_and_another_is_refused(files, tr
     assert json.loads(capsys.readouterr().out) == json.loads(before["treatment.json"])
     assert (out / "checkpoint" / "model.safetensors").stat().st_mtime_ns == stamp
     assert {name: (out / name).read_bytes() for name in before} == before
+    assert main([*same, "-q"]) == 0
+    assert capsys.readouterr() == ("", "")
     assert main([*same, "--steps", "9"]) == 2
     assert "belongs to another run (method settings changed)" in capsys.readouterr().err
 

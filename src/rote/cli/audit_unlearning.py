@@ -82,9 +82,10 @@ def unlearning(
     if json_:
         sys.stdout.write((output / "unlearning.json").read_text(encoding="utf-8"))
         return
-    if not quiet:
-        for verdict in result["verdicts"]:
-            console.print(f"[{verdict['level']}] {verdict['text']}", markup=False, soft_wrap=True)
+    if quiet:
+        return
+    for verdict in result["verdicts"]:
+        console.print(f"[{verdict['level']}] {verdict['text']}", markup=False, soft_wrap=True)
     console.print(f"report: {output / 'unlearning.html'}", markup=False, soft_wrap=True)
 
 

@@ -82,8 +82,8 @@ def demo(
             soft_wrap=True,
         )
         out.print(f"Before and after: {(treatment.out / 'compare.html').resolve()}", markup=False, soft_wrap=True)
-    report = output / "audit" / "report.html"
-    out.print(str(report) if quiet else f"Open the report: {report.resolve()}", markup=False, soft_wrap=True)
+        report = output / "audit" / "report.html"
+        out.print(f"Open the report: {report.resolve()}", markup=False, soft_wrap=True)
 
 
 def _audit(arms: Any, targets: Path, controls: Path, output: Path, seed: int, quiet: bool) -> Any:

@@ -94,6 +94,7 @@ def compare(
     output: Annotated[Path | None, typer.Option("-o", "--out", help="Where to write compare.html.")] = None,
     force: Annotated[bool, typer.Option(help="Compare although records, settings or models differ.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress, no summary.")] = False,
 ) -> None:
     """Compare audits of the same records: what fell, what rose, with intervals on the differences. Several treatments
     become one frontier: what each model still recites against its perplexity."""
@@ -114,6 +115,8 @@ def compare(
     points = frontier_of(found)
     if json_:
         print_json({**found.to_dict(), "frontier": points.to_dict() if points else None})
+        return
+    if quiet:
         return
     for pair in found.pairs:
         out.print(comparison_table(pair))

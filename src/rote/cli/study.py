@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rote.cli.console import out, print_json, say
+from rote.cli.console import err, out, print_json, say
 
 study_app = typer.Typer(
     help="Reproduce published systems at CPU scale.",
@@ -49,7 +49,7 @@ def run(
     seed: Annotated[int, typer.Option(help="Another seed is another draw of everything random.")] = 0,
     output: Annotated[Path | None, typer.Option("-o", "--out", help="Directory for study.json and figures.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print study.json.")] = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress, no summary.")] = False,
 ) -> None:
     """Run one study. Exit status 0 when every claim holds, 1 when one does not."""
     from rote.studies import run_study
@@ -57,6 +57,10 @@ def run(
     found = run_study(slug, seed=seed, out=output, progress=lambda text: say(f"  {text}", quiet=quiet or json_))
     if json_:
         print_json(found)
+    elif quiet:
+        for claim in found["claims"]:
+            if not claim["holds"]:
+                err.print(f"claim failed: {claim['statement']}", markup=False, soft_wrap=True)
     else:
         from rich.table import Table
 

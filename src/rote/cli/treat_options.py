@@ -140,8 +140,9 @@ def run_treatment(
     if json_:
         sys.stdout.write((output / "treatment.json").read_text(encoding="utf-8"))
         return
-    if not quiet:
-        print_treatment(treatment)
+    if quiet:
+        return
+    print_treatment(treatment)
     if treatment.checkpoint:
         console.print(f"treated model: {treatment.checkpoint}", markup=False, soft_wrap=True)
     else:
