@@ -18,7 +18,8 @@ from rote.studies.protocol import run_study
 def small(monkeypatch):
     monkeypatch.setattr(digits, "EPOCHS", 2)
     for name, value in (("MODELS", 40), ("SIZE", 10), ("ALPHAS", study.ALPHAS[3:5]), ("VANILLA", study.VANILLA[:1]),
-                        ("REFINED", study.REFINED[:1]), ("STEPS", 1), ("TUNING", 2), ("JUDGING", 2)):  # fmt: skip
+                        ("REFINED", study.REFINED[:1]), ("STEPS", 1), ("TUNING", 2), ("JUDGING", 2), ("REPEATS", 1),
+                        ("JUDGED", 2), ("SHUFFLES", 2)):  # fmt: skip
         monkeypatch.setattr(study, name, value)
 
 
@@ -27,16 +28,17 @@ def test_every_claim_is_decided_and_every_arm_is_there(small, tmp_path):
     assert {claim["id"] for claim in found["claims"]} == {claim.id for claim in study.CLAIMS}
     with (tmp_path / "together.csv").open() as file:
         rows = {row["method"]: row for row in csv.DictReader(file)}
-    assert {"untouched", "neggrad+", "rum", "rum, shuffled", "rum by confidence", "oracles"} <= set(rows)
-    assert {rows[name]["trials"] for name in ("neggrad+", "rum", "rum, shuffled")} == {"1"}
+    arms = {"untouched", "neggrad+", "rum", "rum, shuffled 0", "rum, shuffled 1", "rum by confidence", "oracles"}
+    assert arms <= set(rows)
+    assert {rows[name]["trials"] for name in ("neggrad+", "rum", "rum, shuffled 1")} == {"1"}
     with (tmp_path / "proxies.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 7
 
 
 def test_search_budgets_are_equal_and_splits_do_not_overlap():
-    assert len(study.VANILLA) == len(study.REFINED) == 30
+    assert len(study.VANILLA) == len(set(study.VANILLA)) == len(set(study.REFINED)) == 60
     assert digits.TRAIN + digits.HOLDOUT + digits.TEST == 1797
-    assert study.TUNING == study.JUDGING == 3
+    assert (study.TUNING, study.JUDGING) == (4, 6)  # different oracles: what is chosen is not judged by its choosers
 
 
 def test_the_judge_compares_with_networks_that_never_saw_the_forget_set(small):
