@@ -100,6 +100,14 @@ def test_report_has_sign_interval_p_value_and_cost():
         px.proxy_report(mem, {"curvature": np.where(np.arange(50) == 3, np.nan, mem)})
 
 
+def test_the_catalogue_knows_every_score_and_its_direction():
+    from rote.measures.catalog import MEASURES
+
+    for name, sign in px.DIRECTIONS.items():
+        entry = MEASURES["memorization.classifier" if name == px.MEMORIZATION else f"proxy.{name}"]
+        assert entry.direction == ("higher = more memorized" if sign > 0 else "lower = more memorized")
+
+
 @pytest.mark.parametrize("values", ["ties", "distinct", "constant"])
 @pytest.mark.parametrize("proxy", ["memorization", "confidence"])
 def test_strata_are_disjoint_even_with_ties(values, proxy):

@@ -6,36 +6,8 @@ the function's address.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-HIGHER = "higher = more memorized"
-LOWER = "lower = more memorized"
-
-
-@dataclass(frozen=True)
-class MeasureInfo:
-    """One measure: texts for people, `range` as (low, high) with None for unbounded."""
-
-    name: str
-    title: str
-    definition: str
-    range: tuple[float | None, float | None]
-    direction: str
-    unit: str
-    source: str
-    informs: str
-
-
-@dataclass(frozen=True)
-class AttackInfo:
-    """One membership attack: `needs` are the argument names of `module`.`name`, beyond its options."""
-
-    name: str
-    title: str
-    definition: str
-    needs: tuple[str, ...]
-    source: str
-    module: str = "rote.measures.membership"
+from rote.measures.catalog_classifier import CLASSIFIER_MEASURES
+from rote.measures.catalog_entries import HIGHER, LOWER, AttackInfo, MeasureInfo
 
 
 def _by_name(infos) -> dict:
@@ -279,6 +251,7 @@ MEASURES: dict[str, MeasureInfo] = _by_name(
             "Jelinek et al. 1977, J. Acoust. Soc. Am. 62",
             "What a treatment cost: compare before and after on text it must not touch.",
         ),
+        *CLASSIFIER_MEASURES,
     ]
 )  # fmt: skip
 
