@@ -15,6 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 try:
     import fcntl
@@ -29,11 +30,19 @@ def write_atomic(path: str | Path, content: bytes | str) -> Path:
 
     Errors: OSError (a full disk, no permission); the temporary file is removed and the old file is untouched.
     """
+    with whole_file(path) as stream:
+        stream.write(content.encode("utf-8") if isinstance(content, str) else content)
+    return Path(path)
+
+
+@contextlib.contextmanager
+def whole_file(path: str | Path) -> Iterator[BinaryIO]:
+    """The same for content that is written piece by piece: a stream, whose file takes the name when the block ends
+    without an error."""
     target = Path(path)
-    data = content.encode("utf-8") if isinstance(content, str) else content
     with _beside(target, directory=False) as part:
         with open(part, "wb") as stream:
-            stream.write(data)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         part.chmod(0o666 & ~_umask())  # mkstemp makes 0600; a report is a file like any other
@@ -44,7 +53,6 @@ def write_atomic(path: str | Path, content: bytes | str) -> Path:
             os.fsync(directory)
         finally:
             os.close(directory)
-    return target
 
 
 @contextlib.contextmanager

@@ -170,7 +170,7 @@ def test_to_jsonl_is_all_or_nothing(tmp_path, monkeypatch):
     table = RecordTable.from_rows([{"text": "a\nb", "duplicates": 2}])
     path = tmp_path / "out.jsonl"
     path.write_text("old")
-    monkeypatch.setattr("rote.records.table.os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left")))
+    monkeypatch.setattr("rote.atomic.os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left")))
     with pytest.raises(OSError):
         table.to_jsonl(path)
     assert [p.name for p in tmp_path.iterdir()] == ["out.jsonl"]

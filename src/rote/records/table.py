@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool, Integer
 
+from rote.atomic import whole_file
 from rote.errors import InputError
 from rote.records.validate import RowCheck, RowError
 
@@ -189,25 +188,10 @@ class RecordTable:
     def to_jsonl(self, path: str | Path) -> None:
         """Write one JSON object a row, from which `read_records` makes the same table (same fingerprint). All or
         nothing: the file appears when it is complete."""
-        path = Path(path)
-        handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as out:
-                for batch in self.table.to_batches(max_chunksize=_ROWS):
-                    out.writelines(json.dumps(_plain(row), ensure_ascii=False) + "\n" for row in batch.to_pylist())
-                out.flush()
-                os.fsync(out.fileno())
-            os.chmod(part, 0o666 & ~_umask())
-            os.replace(part, path)
-        except BaseException:
-            Path(part).unlink(missing_ok=True)
-            raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+        with whole_file(path) as out:
+            for batch in self.table.to_batches(max_chunksize=_ROWS):
+                rows = (json.dumps(_plain(row), ensure_ascii=False) + "\n" for row in batch.to_pylist())
+                out.writelines(row.encode("utf-8") for row in rows)
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:

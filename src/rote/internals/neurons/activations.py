@@ -12,8 +12,6 @@ Knows nothing about: what the labels mean, statistics.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +21,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from rote.atomic import write_atomic
+from rote.atomic import whole_directory
 from rote.errors import InputError, RunMismatchError
 from rote.internals.neurons.sites import Place, parse_places
 from rote.internals.neurons.stream import outputs_at, run_batches, widths
@@ -127,24 +125,21 @@ class ActivationStore:
                 f"{len(labels):,} tokens x {sum(sizes.values()):,} coordinates take {total / 2**30:.1f} GiB: give a"
                 " directory for them, or fewer sites and layers"
             )
-        temporary = None
-        if directory is not None:
-            temporary = _fresh(Path(directory))
-        try:
-            arrays = {place: _allocate(temporary, place, (len(labels), size), dtype) for place, size in sizes.items()}
+        if directory is None:
+            arrays = {place: _allocate(None, place, (len(labels), size), dtype) for place, size in sizes.items()}
             outputs = _fill(model, labels, arrays, batch_tokens, progress)
-            if temporary is not None:
-                np.save(temporary / "outputs.npy", outputs)
-                for array in arrays.values():
-                    array.flush()  # pyright: ignore[reportAttributeAccessIssue]
-                del arrays
-                write_atomic(temporary / KEY_FILE, json.dumps(key, indent=1))
-                os.replace(temporary, Path(directory))  # pyright: ignore[reportArgumentType]
-                return cls._open(Path(directory), key)  # pyright: ignore[reportArgumentType]
-        finally:
-            if temporary is not None:
-                shutil.rmtree(temporary, ignore_errors=True)
-        return cls(arrays, outputs, model.fingerprint, labels.fingerprint, len(labels))
+            return cls(arrays, outputs, model.fingerprint, labels.fingerprint, len(labels))
+        directory = Path(directory)
+        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+            raise InputError(f"{directory}: is not empty and holds no activations; choose another directory")
+        with whole_directory(directory) as part:
+            arrays = {place: _allocate(part, place, (len(labels), size), dtype) for place, size in sizes.items()}
+            np.save(part / "outputs.npy", _fill(model, labels, arrays, batch_tokens, progress))
+            for array in arrays.values():
+                array.flush()  # pyright: ignore[reportAttributeAccessIssue]
+            del arrays
+            (part / KEY_FILE).write_text(json.dumps(key, indent=1), encoding="utf-8")
+        return cls._open(directory, key)
 
     @classmethod
     def _open(cls, directory: Path, key: dict) -> ActivationStore:
@@ -165,18 +160,6 @@ class ActivationStore:
 
 def _file(place: Place) -> str:
     return f"{place.site}-{place.layer}.npy"
-
-
-def _fresh(directory: Path) -> Path:
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise InputError(f"{directory}: is not empty and holds no activations; choose another directory")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    if directory.exists():
-        directory.rmdir()
-    temporary = directory.with_name(f".{directory.name}.tmp-{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    return temporary
 
 
 def _allocate(folder: Path | None, place: Place, shape: tuple[int, int], dtype: str) -> np.ndarray:

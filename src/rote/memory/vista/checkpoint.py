@@ -9,12 +9,11 @@ Knows nothing about: training, stores.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
+from rote.atomic import whole_directory
 from rote.errors import InputError
 from rote.memory.vista.config import VistaConfig
 from rote.memory.vista.model import Vista
@@ -37,10 +36,7 @@ def save_model(model: Vista, path: str | Path, *, training: dict[str, Any] | Non
     from safetensors.torch import save_file
 
     path = check_place(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    os.chmod(beside, 0o755)
-    try:
+    with whole_directory(path) as beside:
         tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
         save_file(tensors, beside / "model.safetensors")
         config = {"format": FORMAT, "version": model.version, "model": model.config.to_dict(), "training": training}
@@ -50,10 +46,6 @@ def save_model(model: Vista, path: str | Path, *, training: dict[str, Any] | Non
             (beside / "vocabulary.json").write_text(content + "\n", encoding="utf-8")
         if path.exists():
             shutil.rmtree(path)
-        os.replace(beside, path)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
     return path
 
 
