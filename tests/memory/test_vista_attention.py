@@ -13,6 +13,7 @@ from rote.memory.vista import (
     Histories,
     Summariser,
     TargetAttention,
+    TrainingSettings,
     Vista,
     VistaConfig,
     dequantise,
@@ -26,6 +27,7 @@ from rote.memory.vista import (
 )
 from rote.memory.vista.hstu import FullAttentionLayer, QuasiLinearLayer
 from rote.memory.vista.quasi_linear import identity, shifted_elu
+from rote.memory.vista.training import request_logits
 
 
 def rows(*shape, seed=0, dtype=torch.float64):
@@ -310,6 +312,49 @@ def test_centred_summaries_change_no_score_and_quantise_better(order):
     again = some_histories(model, [])
     model.centre_summaries(again)
     assert not model.stage1.centre.any()
+
+
+def test_raw_events_are_read_before_the_summary():
+    """Against the layer by hand; a user without raw events is scored from the summary alone, to the last bit."""
+    model = small(raw_events=6)
+    batch = some_histories(model, [9, 0, 3])
+    raw, items = batch.tail(batch.mask.sum(1), 6), torch.arange(40).expand(3, -1)
+    with torch.no_grad():
+        z = model.summarise(batch)
+        found, alone = model.logits(z, items, raw), model.logits(z, items)
+        for user in (0, 2):
+            kept = raw.rows(torch.tensor([user]))
+            tokens = model.raw_norm(model.embedding(kept))[:, kept.mask[0]]
+            read = model.embedding.candidates(items[:1])
+            for layer in model.stage2_raw:
+                _, read = layer(tokens, None, read)
+            expected = model.stage2(model.restored(z[user : user + 1]), read)
+            assert torch.allclose(found[user], expected[0], atol=1e-5)
+            assert (found[user] - alone[user]).abs().max() > 1e-3
+    assert torch.equal(found[1], alone[1])
+    one = raw.rows(torch.tensor([0]))
+    together = model.score(z[0], items[0], one)
+    assert torch.allclose(together, found[0], atol=1e-5)
+    for at in (0, 17, 39):
+        assert torch.equal(model.score(z[0], items[0, at : at + 1], one)[0], together[at])
+
+
+@pytest.mark.parametrize(("share", "seen"), [(0.0, 400), (1.0, 0), (0.25, 300)])
+def test_a_share_of_requests_is_trained_without_raw_events(share, seen):
+    model = small(raw_events=4, recon_weight=0.0)
+    batch = some_histories(model, [12] * 400)
+    at, items = torch.full((400,), 9), torch.arange(5).expand(400, -1)
+    settings = TrainingSettings(without_raw=share)
+    with torch.no_grad():
+        found, extra = request_logits(model, batch, at, items, settings, torch.Generator().manual_seed(0))
+        z = model.summarise(batch.cut(at))
+        ways = [model.logits(z, items, raw) for raw in (None, batch.tail(at, 4))]
+    alone, beside = ((found - way).abs().flatten(1).amax(1) < 1e-5 for way in ways)
+    assert extra == 0
+    assert (alone ^ beside).all()
+    assert abs(int(beside.sum()) - seen) <= 25 * (0 < share < 1)
+    with pytest.raises(InputError, match="without_raw"):
+        TrainingSettings(without_raw=1.5)
 
 
 def test_version_is_of_weights_and_settings():

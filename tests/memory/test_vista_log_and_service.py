@@ -478,7 +478,7 @@ def trained():
     config = VistaConfig(items=24, actions=2, categories=12, dim=16, heads=2, seeds=4, stage1_layers=1, stage2_layers=1,
                          order="none", raw_events=24, recon_window=16, recon_weight=1 / 16, mlp=(16,))  # fmt: skip
     model = Vista(config, category_of=torch.tensor(train.category_of), seed=0)
-    settings = TrainingSettings(steps=180, batch_users=96, learning_rate=1e-2, warmup=20, stale=24)
+    settings = TrainingSettings(steps=180, batch_users=96, learning_rate=1e-2, warmup=20, stale=24, without_raw=0.5)
     histories = model.histories(train.item, train.action, train.time)
     candidate, label = torch.tensor(train.candidate), torch.tensor(train.label, dtype=torch.float32)
     losses = fit_clicks(model, histories, candidate, label, settings)

@@ -59,7 +59,7 @@ def train(
     ] = "recency",
     raw_events: Annotated[int, typer.Option(help="Most recent raw events kept and read beside the summary, R.")] = 16,
     recon_weight: Annotated[float, typer.Option(help="Weight of the reconstruction loss; 0 leaves it out.")] = 1.0,
-    steps: Annotated[int, typer.Option(help="Training steps at most.")] = 2000,
+    steps: Annotated[int, typer.Option(help="Training steps at most; --patience ends it earlier.")] = 5000,
     batch_users: Annotated[int, typer.Option(help="Users in a batch.")] = 128,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-3,
     negatives: Annotated[int, typer.Option(help="Sampled negatives per positive.")] = 128,
@@ -136,6 +136,9 @@ def train(
         )
         for name, one in result["vista NDCG@10 over"].items():
             text = f"VISTA has {one['ratio']:.3f} of the NDCG@10 of {name} (95 % {one['low']:.3f} to {one['high']:.3f})"
+            console.print(text, markup=False, soft_wrap=True)
+        if rising := [one.name for one in found if one.still_improving]:
+            text = f"still improving at the last step ({steps:,}): {', '.join(rising)}; try more --steps"
             console.print(text, markup=False, soft_wrap=True)
         console.print(
             f"model {model.version}: {output}, picture: {output / 'training.html'}", markup=False, soft_wrap=True

@@ -156,9 +156,11 @@ def _train(context: StudyContext, data: _Data) -> dict[str, Any]:
 
     base = TrainingSettings(steps=STEPS, seed=derive_seed(data.seed, "batches"))
     told = replace(base, steps=RECON_STEPS)
+    # Old summaries are judged alone and with raw events beside them: each gets half of the requests.
+    stale = replace(base, steps=STALE_STEPS, stale=max(MISSING), without_raw=0.5)
     made = {"category_of": data.category_of, "seed": derive_seed(data.seed, "weights")}
     jobs: dict[str, tuple[Any, TrainingSettings, int]] = {
-        "stale": (Vista(_config(raw_events=RAW), **made), replace(base, steps=STALE_STEPS, stale=max(MISSING)), LENGTH),
+        "stale": (Vista(_config(raw_events=RAW), **made), stale, LENGTH),
         **{f"vista-{k}": (Vista(_config(seeds=k), **made), base, LENGTH) for k in sorted(TOKENS, reverse=True)},
         "recon": (Vista(_config(recon_weight=1.0), **made), told, RECON_LENGTH),
         "no-recon": (Vista(_config(), **made), told, RECON_LENGTH),

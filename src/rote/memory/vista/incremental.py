@@ -58,7 +58,7 @@ def update(
         )
     if not len(time):
         return summary
-    device, stage1 = model.raw_mark.device, model.stage1
+    device, stage1 = model.device, model.stage1
     before = torch.tensor([summary.events + model.config.seeds], dtype=torch.float32, device=device)
     after = before + len(time)
     first = summary.last_time if summary.events else time[0]

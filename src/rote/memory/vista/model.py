@@ -1,6 +1,7 @@
 """VISTA: a lifetime of events becomes K vectors (stage 1), and candidates attend to those alone (stage 2).
 
-    z = summary of the history;    score(c) = head(target attention of c over [z, last R raw events])
+    z = summary of the history;    score(c) = head(target attention of c' over z)
+    c' = c after target attention over the last R raw events, where such are kept (not in the paper)
 
 Serving costs the same for a history of a hundred events and of a million: it reads K vectors from a store. A model's
 `version` is a fingerprint of its weights, settings and names; summaries of another version are another vector space.
@@ -24,12 +25,12 @@ from rote.memory.vista.config import VistaConfig
 from rote.memory.vista.embedding import EventEmbedding, Histories
 from rote.memory.vista.reconstruction import Decoder, reconstruction_error
 from rote.memory.vista.summariser import BLOCK, Summariser
-from rote.memory.vista.target_attention import TargetAttention
+from rote.memory.vista.target_attention import TargetAttention, TargetAttentionLayer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from jaxtyping import Bool, Float, Int
+    from jaxtyping import Float, Int
     from torch import Tensor
 
     from rote.memory.vista.vocabulary import Vocabulary
@@ -54,13 +55,20 @@ class Vista(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.embedding = EventEmbedding(config, category_of)
-            self.raw_mark = nn.Parameter(torch.randn(config.dim) / config.dim**0.5)
-            self.raw_norm = nn.LayerNorm(config.dim)
             self.stage1 = Summariser(config.dim, config.heads, config.seeds, config.stage1_layers)
             self.stage2 = TargetAttention(
                 config.dim, config.heads, config.stage2_layers, mlp=config.mlp, tasks=config.tasks
             )
             self.decoder = Decoder(config.dim, config.heads, config.recon_layers)
+            self.raw_norm = nn.LayerNorm(config.dim)
+            self.stage2_raw = nn.ModuleList(
+                TargetAttentionLayer(config.dim, config.heads, mix=False)
+                for _ in range(config.stage2_layers if config.raw_events else 0)
+            )
+
+    @property
+    def device(self) -> torch.device:
+        return self.stage1.seeds.device
 
     @property
     def version(self) -> str:
@@ -121,32 +129,29 @@ class Vista(nn.Module):
         """Summaries with what is common to all users back in them; of fewer than K vectors, the first are meant."""
         return summary + self.stage1.centre[: summary.shape[1]]
 
-    def tokens(
-        self, summary: Float[Tensor, "b k dim"], raw: Histories | None = None
-    ) -> tuple[Float[Tensor, "b s dim"], Bool[Tensor, "b s"] | None]:
-        """What stage 2 reads: the summary, and the last raw events when there are any."""
-        summary = self.restored(summary)
-        if raw is None or raw.item.shape[1] == 0:
-            return summary, None
-        beside = self.raw_norm(self.embedding(raw)) + self.raw_mark
-        whole = raw.mask.new_ones(summary.shape[:2])
-        return torch.cat([summary, beside], dim=1), torch.cat([whole, raw.mask], dim=1)
-
     def logits(
         self, summary: Float[Tensor, "b k dim"], candidates: Int[Tensor, "b t"], raw: Histories | None = None
     ) -> Float[Tensor, "b t tasks"]:
-        """Logits of many users' candidates at once."""
-        tokens, mask = self.tokens(summary, raw)
-        return self.stage2(tokens, self.embedding.candidates(candidates), mask)
+        """Logits of many users' candidates at once. A user without raw events is scored from the summary alone."""
+        return self.stage2(self.restored(summary), self._read_raw(self.embedding.candidates(candidates), raw))
 
     @torch.no_grad()
     def score(
         self, summary: Float[Tensor, "k dim"], candidates: Int[Tensor, " t"], raw: Histories | None = None
     ) -> Float[Tensor, "t tasks"]:
         """Logits of one user's candidates, each to the last bit independent of the others beside it."""
-        tokens, mask = self.tokens(summary[None], raw)
-        kept = tokens[0] if mask is None else tokens[0][mask[0]]
-        return self.stage2.score(kept, self.embedding.candidates(candidates))
+        before = None if raw is None else lambda block: self._read_raw(block, raw)
+        return self.stage2.score(self.restored(summary[None])[0], self.embedding.candidates(candidates), before)
+
+    def _read_raw(self, candidates: Float[Tensor, "b t dim"], raw: Histories | None) -> Float[Tensor, "b t dim"]:
+        """Candidates after attending to the last raw events: a softmax of their own. In one softmax with the summary's
+        K vectors the few events that tell the next item are drowned, and are learned far later."""
+        if raw is None or not self.stage2_raw or raw.item.shape[1] == 0:
+            return candidates
+        tokens, read = self.raw_norm(self.embedding(raw)), candidates
+        for layer in self.stage2_raw:
+            _, read = layer(tokens, raw.mask, read)
+        return torch.where(raw.mask.any(1)[:, None, None], read, candidates)
 
     def reconstruction(
         self, summary: Float[Tensor, "b k dim"], histories: Histories, start: int = 0
@@ -159,7 +164,7 @@ class Vista(nn.Module):
     def histories(self, item: Sequence[Any], action: Sequence[Any], time: Sequence[Any]) -> Histories:
         """Lists or arrays of different lengths, padded into one batch. Errors: InputError for an unknown number."""
         longest = max(map(len, item), default=0)
-        device = self.raw_mark.device
+        device = self.device
         batch = Histories(
             torch.zeros(len(item), longest, dtype=torch.long),
             torch.zeros(len(item), longest, dtype=torch.long),

@@ -161,8 +161,15 @@ class Trained:
     test: dict[str, float] = field(default_factory=dict)
     ranks: Int[np.ndarray, " judged"] = field(default_factory=lambda: np.empty(0, np.int64))
 
+    @property
+    def still_improving(self) -> bool:
+        """Was the last validation the best one? Then training ended at its most steps, not because it had converged."""
+        checks = [check["NDCG@10"] for check in self.checks]
+        return bool(checks) and checks[-1] > max(checks[:-1], default=0.0)
+
     def to_dict(self) -> dict[str, Any]:
-        return {"model": self.name, "steps": len(self.losses), "seconds": round(self.seconds, 1),
+        return {"model": self.name, "steps": len(self.losses), "still improving": self.still_improving,
+                "seconds": round(self.seconds, 1),
                 "parameters": sum(p.numel() for p in self.model.parameters()), "validation": self.checks,
                 "test": self.test}  # fmt: skip
 

@@ -45,7 +45,7 @@ def summarise_user(
     progress: Callable[[int], None] | None = None,
 ) -> Summary:
     """One history of any length, in bounded memory."""
-    device = model.raw_mark.device
+    device = model.device
     parts = (torch.as_tensor(np.ascontiguousarray(part), device=device) for part in (item, action, time))
     vectors, states = model.summarise_long(*parts, block=block, progress=progress)
     held = torch.stack(states).cpu().numpy() if keep_states else None
@@ -206,7 +206,7 @@ def score(
         empty = np.empty(0)
         found = summarise_user(model, empty.astype(int), empty.astype(int), empty)
     numbers = model_numbers(model, candidates)
-    device = model.raw_mark.device
+    device = model.device
     vectors = torch.tensor(np.ascontiguousarray(found.vectors), device=device)
     raw = found.raw if recent is None else np.concatenate([found.raw, recent])
     raw = raw[-model.config.raw_events :] if model.config.raw_events else raw[:0]

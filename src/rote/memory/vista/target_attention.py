@@ -13,7 +13,7 @@ Knows nothing about: where the tokens come from, items, stores.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -113,10 +113,16 @@ class TargetAttention(nn.Module):
         return self.head(candidates)
 
     @torch.no_grad()
-    def score(self, tokens: Float[Tensor, "s dim"], candidates: Float[Tensor, "t dim"]) -> Float[Tensor, "t tasks"]:
-        """Logits of one user's candidates, each bit-identical to scoring it alone."""
+    def score(
+        self,
+        tokens: Float[Tensor, "s dim"],
+        candidates: Float[Tensor, "t dim"],
+        before: Callable[[Float[Tensor, "1 t dim"]], Float[Tensor, "1 t dim"]] | None = None,
+    ) -> Float[Tensor, "t tasks"]:
+        """Logits of one user's candidates, each bit-identical to scoring it alone. `before` is done to each block of
+        candidates first; it may not mix them."""
         found = []
         for block in candidates.split(SCORE_BLOCK):
-            filled = F.pad(block, (0, 0, 0, SCORE_BLOCK - len(block)))
-            found.append(self(tokens[None], filled[None])[0, : len(block)])
+            filled = F.pad(block, (0, 0, 0, SCORE_BLOCK - len(block)))[None]
+            found.append(self(tokens[None], filled if before is None else before(filled))[0, : len(block)])
         return torch.cat(found) if found else candidates.new_zeros(0, self.tasks)

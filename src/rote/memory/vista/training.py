@@ -4,8 +4,8 @@
 * next item: the event at a position against sampled negatives, the summary cut before it.
 
 In both, a summary is older than the request it serves: it misses the last `stale` events (the refresh delay, replayed
-in training), and never holds the labelled event. Where the model reads raw events, half of the batches see the last R
-before the request and half see none, so that either works alone.
+in training), and never holds the labelled event. Where the model reads raw events, some requests of a batch see the
+last R before them and some see none, so that the summary works alone too.
 
 Source: Chen et al. 2025, arXiv 2510.22049, section 3; warm-up, gate and detached targets after measurement.
 Knows nothing about: files, stores.
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -38,7 +38,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """AdamW with a linear warm-up, then a cosine down to a tenth. `stale`: the most events a summary misses."""
+    """AdamW with a linear warm-up, then a cosine down to a tenth. `stale`: the most events a summary misses.
+
+    without_raw: share of the requests that see no raw events, where the model reads such. They teach the summary to do
+    alone; answers with raw events beside it learn from the other requests only, so a large share slows these down.
+    """
 
     steps: int = 600
     batch_users: int = 64
@@ -48,6 +52,7 @@ class TrainingSettings:
     clip_norm: float = 1.0
     stale: int = 0
     negatives: int = 64
+    without_raw: float = 0.1
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -57,6 +62,8 @@ class TrainingSettings:
                 raise InputError(f"{name} is {value!r}; it must be a whole number of at least {least}")
         if not 0 < self.learning_rate < 1:
             raise InputError(f"learning rate {self.learning_rate!r}; it must lie between 0 and 1")
+        if not 0 <= self.without_raw <= 1:
+            raise InputError(f"without_raw is {self.without_raw!r}; it must lie between 0 and 1")
 
     def rate_at(self, step: int) -> float:
         if step < self.warmup:
@@ -129,7 +136,7 @@ def fit_clicks(
     def loss(generator: torch.Generator) -> Tensor:
         rows = torch.randint(users, (min(settings.batch_users, users),), generator=generator)
         batch, label = histories.rows(rows), labels[rows]
-        logit, extra = request_logits(model, batch, batch.mask.sum(1), candidates[rows], settings.stale, generator)
+        logit, extra = request_logits(model, batch, batch.mask.sum(1), candidates[rows], settings, generator)
         return F.binary_cross_entropy_with_logits(logit[..., 0], label) + extra
 
     with threads(threads_for_width(model.config.dim)):
@@ -172,7 +179,7 @@ def fit_next_item(
         at = 1 + (torch.rand(len(rows), generator=generator) * (length[rows] - 1)).long()
         target = batch.item.gather(1, at[:, None])
         drawn = torch.randint(items, (len(rows), settings.negatives), generator=generator)
-        logit, extra = request_logits(model, batch, at, torch.cat([target, drawn], dim=1), settings.stale, generator)
+        logit, extra = request_logits(model, batch, at, torch.cat([target, drawn], dim=1), settings, generator)
         logit = _without_target(logit[..., 0], drawn == target)
         return F.cross_entropy(logit, torch.zeros(len(rows), dtype=torch.long)) + extra
 
@@ -188,7 +195,7 @@ def request_logits(
     batch: Histories,
     at: Int[Tensor, " b"],
     candidates: Int[Tensor, "b t"],
-    stale: int,
+    settings: TrainingSettings,
     generator: torch.Generator,
 ) -> tuple[Float[Tensor, "b t tasks"], Float[Tensor, ""] | float]:
     """Logits of candidates asked for after the first `at` events, and the weighted reconstruction loss."""
@@ -197,11 +204,15 @@ def request_logits(
     if not isinstance(model, Vista):
         return model.logits(batch.cut(at), candidates), 0.0
     config = model.config
+    stale = settings.stale
     delay = torch.randint(stale + 1, (len(at),), generator=generator) if stale else torch.zeros_like(at)
     seen = batch.cut((at - delay).clamp(min=0))
     summary = model.summarise(seen)
-    use_raw = config.raw_events and float(torch.rand((), generator=generator)) < 0.5
-    raw = batch.tail(at, config.raw_events) if use_raw else None
+    raw = None
+    if config.raw_events:
+        raw = batch.tail(at, config.raw_events)
+        with_raw = torch.rand(len(at), generator=generator) >= settings.without_raw
+        raw = replace(raw, mask=raw.mask & with_raw[:, None])
     extra: Tensor | float = 0.0
     if config.recon_weight:
         spare = max(1, batch.item.shape[1] - config.recon_window + 1)
