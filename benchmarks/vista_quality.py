@@ -105,7 +105,7 @@ def judge(seed: int, options) -> tuple[list[dict], dict[str, np.ndarray]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--logs", default="6", help="seeds of the logs (and of the trainings on them)")
     parser.add_argument("--users", type=int, default=1200)
     parser.add_argument("--items", type=int, default=600)

@@ -77,7 +77,7 @@ def test_gradients_are_appendix_bs(phi):
         dv = torch.cat([pk[:s] @ w, diagonal(pq[s:], pk[s:]) * d_out[s:]])
     slope = [torch.autograd.functional.jvp(phi, x.detach(), torch.ones_like(x))[1] for x in (q, k)]
     for got, expected in zip(found, (dq * slope[0], dk * slope[1], dv), strict=True):
-        assert torch.allclose(got, expected, atol=1e-13)
+        assert torch.allclose(got, expected, atol=1e-13)  # pyright: ignore[reportArgumentType]
 
 
 def test_gradcheck_of_the_quasi_linear_form():

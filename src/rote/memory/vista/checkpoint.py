@@ -20,7 +20,7 @@ from rote.memory.vista.model import Vista
 from rote.memory.vista.vocabulary import Vocabulary
 from rote.runtime import pick_device
 
-FORMAT = "rote-vista-1"
+FORMAT = "rote-vista-2"
 
 
 def check_place(path: str | Path) -> Path:
@@ -59,7 +59,8 @@ def load_model(path: str | Path, *, device: str = "cpu") -> Vista:
         raise InputError(f"{path}: no such model directory; `rote memory vista train LOG --out {path}` makes one")
     config = _json(path / "config.json")
     if config.get("format") != FORMAT:
-        raise InputError(f"{path}: not a VISTA model of this version of Rote (format {config.get('format')!r})")
+        found = config.get("format")
+        raise InputError(f"{path}: not a VISTA model of this version of Rote (format {found!r}); train it again")
     names = path / "vocabulary.json"
     vocabulary = Vocabulary.from_dict(_json(names)) if names.is_file() else None
     settings = VistaConfig.from_dict(config["model"])
