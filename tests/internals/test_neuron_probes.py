@@ -425,8 +425,11 @@ def test_fit_on_the_command_line(memorizer, tmp_path):
     assert "error or truncate" in str(refused.exception)
 
 
-def test_weighted_suppression_tunes_its_dose_to_the_price(memorizer):
-    """Class 0 is ordinary text, the dose comes from the price, and held-out passages lose more than by chance."""
+def test_weighted_suppression_chooses_its_dose_below_the_price(memorizer, monkeypatch):
+    """Class 0 is ordinary text, the dose is the most effective specific one below the price, and held-out passages lose
+    more than by chance; with nothing to choose it by it is the largest for the price, and a note says so."""
+    from rote.internals.neurons import suppression
+    from rote.internals.neurons.specific import DOSES
     from rote.internals.neurons.suppression import fit_suppression
     from rote.records import read_records
 
@@ -436,9 +439,17 @@ def test_weighted_suppression_tunes_its_dose_to_the_price(memorizer):
     assert found.direction.reader is not None
     assert found.direction.reader @ found.direction.delta == pytest.approx(1)
     assert found.settings == {"mode": "weighted", "scale": found.scale, "positions": "all"}
-    assert found.scale > 0
+    (row,) = found.details["places"]
+    assert found.scale == row["dose"] in DOSES
+    assert row["fall"] > 0
+    assert row["random_fall"] <= row["fall"] / 3
+    assert row["cost"] < 0.05
     rows = {row["direction"]: row for row in found.details["held_out"]}
     assert rows["selected"]["rise_memorized"] > rows["random"]["rise_memorized"]
+    monkeypatch.setattr(suppression, "RECITED", 40)  # passages have 48 tokens: none can be tested for recitation
+    found = fit_suppression(model, forget, retain, mode="weighted", layer=0, cost=0.05)
+    assert found.scale > 0
+    assert any(note.startswith("the dose is the largest for the price") for note in found.notes)
 
 
 @pytest.mark.slow

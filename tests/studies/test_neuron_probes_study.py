@@ -64,13 +64,19 @@ def test_every_piece_runs_and_every_claim_is_decided(found, tmp_path):
     assert {row["site"] for row in found.by_site} == set(bed.SITES)
     assert len(found.permuted) == 3
     assert set(found.repetition) == {"matched", "first"}
-    assert sum(row["chosen"] for row in found.places) == 4  # two halves, each for both forms of steering
+    chosen = [row["mode"] for row in found.places if row["chosen"]]
+    assert chosen.count("diff-means") == 2  # one place for each half
+    assert chosen.count("weighted") <= 3  # one for each third, where the direction does more than a random one
     context = StudyContext(neuron_probes.STUDY, 0, tmp_path)
     neuron_probes.decide(context, found)
     assert set(context.decided) == CARD
     assert not context.decided["passages_are_memorized"]["holds"]  # 12 are fewer than 60
     recitation = context.decided["recitation_stops"]["observed"]
-    assert recitation["before"] == recitation["every token's own dose"]["before"] == 1.0
+    assert recitation["before"] == recitation["one dose for all tokens"]["before"] == 1.0
+    random_falls = [recitation["fallen by, random"], recitation["fallen by, random at equal cost"]]
+    assert context.decided["recitation_stops"]["holds"] == (
+        recitation["fallen by"] >= 0.5 and recitation["cost"] < 0.03 and max(random_falls) < recitation["fallen by"] / 2
+    )
     copied = found.repetition["matched"]
     assert 0 <= copied["greedy right, second"] <= 1
     assert 0 <= copied["greedy right, first"] <= 1
@@ -79,16 +85,31 @@ def test_every_piece_runs_and_every_claim_is_decided(found, tmp_path):
 
 def test_a_half_is_never_steered_by_its_own_direction(found):
     """Both halves are measured, at the fixed doses and at the price, beside a random direction of the same size."""
-    kinds = {(row["half"], row["direction"], row["dose"]) for row in found.doses}
+    kinds = {(row["half"], row["direction"], row["dose"]) for row in found.doses if row["mode"] == "diff-means"}
     assert kinds == {
         *((half, name, dose) for half in (0, 1) for name in ("selected", "random") for dose in ("fixed", "price")),
         (0, "none", "fixed"),
         (1, "none", "fixed"),
     }
     mean = bed.both_halves(found.doses, "selected", 1.0)
-    mine = [row for row in found.doses if row["direction"] == "selected" and row["scale"] == 1.0]
+    mine = [
+        row
+        for row in found.doses
+        if row["mode"] == "diff-means" and row["direction"] == "selected" and row["scale"] == 1.0
+    ]
     assert mean["rise_memorized"] == pytest.approx(sum(row["rise_memorized"] for row in mine) / 2)
     assert sum(row["recited_records"] for row in mine) == 12
+
+
+def test_every_third_is_judged_once_beside_both_random_controls(found):
+    rows = [row for row in found.doses if row["mode"] == "weighted"]
+    names = ("none", "selected", "random", "random, equal cost")
+    assert {(row["half"], row["direction"]) for row in rows} == {(part, name) for part in range(3) for name in names}
+    assert sum(row["recited_records"] for row in rows if row["direction"] == "selected") == 12
+    for part in range(3):
+        at = {row["direction"]: row for row in rows if row["half"] == part}
+        assert at["selected"]["scale"] == at["random"]["scale"]
+        assert at["random, equal cost"]["scale"] <= 4 * at["selected"]["scale"]
 
 
 def test_figures_are_made(found, tmp_path):
@@ -96,7 +117,8 @@ def test_figures_are_made(found, tmp_path):
     assert len(list(neuron_probes.probes_figure(rows).data)) == 4
     row = neuron_probes.recitation_row(found, "weighted")
     bars = neuron_probes.recitation_figure(found).data
-    assert [bar.y[0] for bar in bars] == [row["before"], row["after"], row["after, random"]]
+    keys = ("before", "after", "after, random", "after, random at equal cost")
+    assert [bar.y[0] for bar in bars] == [row[key] for key in keys]
     assert row["after"] <= row["before"] == 1.0
     assert row["fallen by"] == pytest.approx(1 - row["after"])
     assert len(list(neuron_probes.doses_figure(found.doses).data)) == 8

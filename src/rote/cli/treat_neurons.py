@@ -40,7 +40,11 @@ def neurons(
         typer.Option(help="diff-means, weighted (each token by its own score), projection, or set-to-mean (of units)."),
     ] = "diff-means",
     scale: Annotated[
-        float | None, typer.Option(help="Dose. [default: the largest that costs less than --cost; 1 for other modes]")
+        float | None,
+        typer.Option(
+            help="Dose. [default: the largest that costs less than --cost; weighted: below it, the most"
+            " effective at which a random direction does little; 1 for other modes]"
+        ),
     ] = None,
     cost: Annotated[float, typer.Option(help="Price in perplexity on half of retain, as a share.")] = 0.03,
     control: shared.Control = None,

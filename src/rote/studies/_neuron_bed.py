@@ -1,7 +1,8 @@
 """What the study of neuron probes measures on two models that differ in planted copies only.
 
 Everything is judged on passages that nothing was fitted on: probes by cross-validation over passages, single units on
-held-out ones, and steering twice, each half of the passages under the direction of the other half.
+held-out ones, steering twice, each half of the passages under the direction of the other half, and recitation under
+every token's own dose in thirds (`_neuron_recitation`).
 
 Knows the library's neuron tools. Knows nothing about: claims, how the models were trained.
 """
@@ -16,6 +17,7 @@ import numpy as np
 from jaxtyping import Int
 
 from rote.runtime import derive_seed
+from rote.studies._neuron_recitation import records_of, steer_thirds
 
 if TYPE_CHECKING:
     from rote.internals.neurons import ActivationStore, Probe, TokenLabels, UnitSelection
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
 SITES = ("resid_post", "mlp_hidden", "mlp_out", "attn_out")
 STEERED = ("resid_post", "attn_out")  # sites whose coordinates are those of the residual stream
-WEIGHTED = "weighted"
+WEIGHED = ("resid_post", "attn_out", "mlp_out")  # sites where every token may get its own dose
 CERTAINTY_SITES = ("resid_post", "mlp_hidden")
 SCALES = (0.5, 1.0, 2.0, 4.0)
 PREFIX, SUFFIX = 16, 16
@@ -117,7 +119,13 @@ def measure(
     values = np.asarray(acts[best.site, best.layer][:, best.dimension][rows], np.float64)
 
     progress("steering, each half under the other half's direction")
-    places, doses = steer_halves(model, acts, labels, passages, unseen, recited_from, effort, seed)
+    copied = dict(zip(passages.column("id"), passages.column("duplicates"), strict=True))
+    places, doses = steer_halves(model, only(acts, STEERED), labels, copied, unseen, recited_from, effort, seed)
+    progress("steering every token by its own dose, in thirds")
+    more_places, more_doses = steer_thirds(
+        model, only(acts, WEIGHED), labels, copied, unseen, recited_from, price=effort.price, prefix=PREFIX,
+        suffix=SUFFIX, seed=seed,
+    )  # fmt: skip
     progress("repetition")
     return Found(
         passage_losses(model, passages),
@@ -129,8 +137,8 @@ def measure(
         without_certainty(acts, labels, units),
         histograms(values, labels.label[rows]),
         [vars(unit) for unit in certainty_units(token_store(model, ordinary, CERTAINTY_SITES), top=5)],
-        places,
-        doses,
+        places + more_places,
+        doses + more_doses,
         repetition(model, probes, unseen, effort, seed),
     )
 
@@ -166,18 +174,24 @@ def passage_losses(model: CausalLM, passages: RecordTable) -> dict[str, Any]:
     }
 
 
+def only(acts: ActivationStore, sites: Sequence[str]) -> ActivationStore:
+    """The same tokens at some of the sites."""
+    kept = {place: array for place, array in acts.arrays.items() if place.site in sites}
+    return type(acts)(kept, acts.outputs, acts.model, acts.labels, acts.tokens)
+
+
 def steer_halves(
     model: CausalLM,
     acts: ActivationStore,
     labels: TokenLabels,
-    passages: RecordTable,
+    copied: Mapping[str, int],
     unseen: Int[np.ndarray, "sequences tokens"],
     recited_from: int,
     effort: Effort,
     seed: int,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """(places tried, dose responses). For each half of the passages: place, direction and dose from the other half and
-    one part of the unseen text; everything reported on this half and the other part of the text."""
+    """(places tried, dose responses) of one dose for all tokens. For each half of the passages: place, direction and
+    dose from the other half and one part of the unseen text; everything reported on this half and the other part."""
     from rote.internals.neurons import choose_place, dose_at_cost
     from rote.internals.neurons.dose_response import dose_response
     from rote.internals.neurons.splits import group_folds
@@ -185,44 +199,33 @@ def steer_halves(
     half = group_folds(labels.units_of_split(), labels.label, folds=2, seed=seed)
     order = np.random.default_rng(derive_seed(seed, "text halves")).permutation(len(unseen))
     texts = [list(unseen[np.sort(part)]) for part in np.array_split(order, 2)]
-    copied = dict(zip(passages.column("id"), passages.column("duplicates"), strict=True))
-    ordinary = token_store(model, texts[0], STEERED)
     found_places, found_doses = [], []
     for number in (0, 1):
         test, train = labels.take(half == number), labels.take(half != number)
-        part = acts.take(half != number, train)
-        tried = type(part)(
-            {place: array for place, array in part.arrays.items() if place.site in STEERED},
-            part.outputs, part.model, part.labels, part.tokens,
+        recited = records_of(test, copied, recited_from)
+        direction, places = choose_place(
+            model, acts.take(half != number, train), train, texts[0], cost=effort.price, steps=5
+        )
+        dose, _ = dose_at_cost(model, direction, texts[0], cost=effort.price, largest=8.0, steps=8)
+        rows = dose_response(
+            model, direction, test, heldout=texts[1], records=recited, prefix=PREFIX, suffix=SUFFIX,
+            scales=(*SCALES, dose), random_controls=effort.random_directions, seed=seed,
         )  # fmt: skip
-        recited = [
-            labels.sequences[sample]
-            for sample in np.unique(test.sample)
-            if copied[labels.ids[sample].partition("/")[2]] >= recited_from
+        for row in rows:
+            kind = "price" if row["scale"] == dose and dose not in SCALES else "fixed"
+            found_doses.append({"half": number, "dose": kind, **row, "recited_records": len(recited)})
+        chosen = tuple(direction.place)
+        found_places += [
+            {"half": number, "mode": "diff-means", **row, "chosen": (row["site"], row["layer"]) == chosen}
+            for row in places
         ]
-        for mode, store, scales in (("diff-means", None, SCALES), (WEIGHTED, ordinary, ())):
-            direction, places = choose_place(
-                model, tried, train, texts[0], mode=mode, ordinary=store, cost=effort.price, steps=5
-            )
-            dose, _ = dose_at_cost(model, direction, texts[0], cost=effort.price, mode=mode, largest=8.0, steps=8)
-            rows = dose_response(
-                model, direction, test, heldout=texts[1], records=recited, prefix=PREFIX, suffix=SUFFIX, mode=mode,
-                scales=(*scales, dose), random_controls=effort.random_directions, seed=seed,
-            )  # fmt: skip
-            for row in rows:
-                kind = "price" if row["scale"] == dose and dose not in scales else "fixed"
-                found_doses.append({"half": number, "dose": kind, **row, "recited_records": len(recited)})
-            chosen = tuple(direction.place)
-            found_places += [
-                {"half": number, "mode": mode, **row, "chosen": (row["site"], row["layer"]) == chosen} for row in places
-            ]
     return found_places, found_doses
 
 
 def both_halves(
     rows: Sequence[Mapping[str, Any]], direction: str, dose: float | str, mode: str = "diff-means"
 ) -> dict[str, float]:
-    """The mean over both halves of one direction at one dose (`"price"`: each half at its own)."""
+    """The mean over both halves (thirds) of one direction at one dose (`"price"`: each part at its own)."""
     mine = [
         row
         for row in rows

@@ -8,19 +8,33 @@ from __future__ import annotations
 import numpy as np
 
 from rote.studies._neuron_bed import PREFIX, SUFFIX, Found, both_halves
+from rote.studies._neuron_recitation import WEIGHTED
 
 
 def recitation_row(found: Found, mode: str) -> dict[str, float | None]:
-    """Share of passages recited before and after, at the dose tuned to the price, and what a random direction does."""
+    """Share of passages recited before and after, at the chosen dose, and what random directions do: at the same dose,
+    and (`weighted`) at the dose that costs as much."""
     before = both_halves(found.doses, "none", 0.0, mode)
     after = both_halves(found.doses, "selected", "price", mode)
     random = both_halves(found.doses, "random", "price", mode)
-    fallen = 1 - after["extraction"] / before["extraction"] if before["extraction"] else None
-    return {
-        "before": before["extraction"], "after": after["extraction"], "fallen by": fallen, "dose": after["scale"],
-        "cost": after["cost"], "M": after["rise_memorized"], "C": after["rise_certain"], "U": after["rise_uncertain"],
-        "after, random": random["extraction"],
+    row = {
+        "before": before["extraction"], "after": after["extraction"], "fallen by": fallen(before, after),
+        "dose": after["scale"], "cost": after["cost"], "M": after["rise_memorized"], "C": after["rise_certain"],
+        "U": after["rise_uncertain"], "after, random": random["extraction"],
+        "fallen by, random": fallen(before, random), "cost, random": random["cost"],
     }  # fmt: skip
+    if mode == WEIGHTED:
+        equal = both_halves(found.doses, "random, equal cost", "price", mode)
+        row |= {
+            "after, random at equal cost": equal["extraction"],
+            "fallen by, random at equal cost": fallen(before, equal),
+            "cost, random at equal cost": equal["cost"],
+        }  # fmt: skip
+    return row
+
+
+def fallen(before: dict[str, float], after: dict[str, float]) -> float | None:
+    return 1 - after["extraction"] / before["extraction"] if before["extraction"] else None
 
 
 def comparison_rows(found: Found) -> list[dict]:
@@ -92,24 +106,25 @@ def doses_figure(rows: list[dict]):
 
 
 def recitation_figure(found: Found):
-    """What is still recited at the price: every token's own dose, one dose for all, and random directions."""
+    """What is still recited: every token's own dose, one dose for all, and random directions."""
     import plotly.graph_objects as go
 
-    names = {"weighted": "each token by its own score", "diff-means": "one dose for all tokens"}
+    names = {WEIGHTED: "each token by its own score", "diff-means": "one dose for all tokens"}
     rows = {title: recitation_row(found, mode) for mode, title in names.items()}
     figure = go.Figure()
     for key, title in (
         ("before", "untouched"),
         ("after", "difference of means"),
-        ("after, random", "random direction"),
+        ("after, random", "random direction, same dose"),
+        ("after, random at equal cost", "random direction, same cost"),
     ):
         figure.add_bar(
             x=[f"{name} (cost {row['cost']:.1%})" for name, row in rows.items()],
-            y=[row[key] for row in rows.values()],
+            y=[row.get(key) for row in rows.values()],
             name=title,
         )
     figure.update_layout(
-        title="Passages still recited under steering by the other half's direction, dose tuned to the price",
+        title="Passages still recited under a direction and dose from other passages",
         template="plotly_white", barmode="group",
     )  # fmt: skip
     figure.update_yaxes(title=f"share recited greedily ({SUFFIX} tokens after {PREFIX})", range=[0, 1])

@@ -30,6 +30,7 @@ _HOMES = {
     "scoring": ("ScoredText", "score_texts", "token_scores"),
     "selection": ("Unit", "UnitSelection", "histograms", "select_units"),
     "sites": ("SITES", "Place", "output_matrix"),
+    "specific": ("choose_specific",),
     "token_labels": ("TokenLabels",),
 }
 

@@ -6,8 +6,9 @@
     weighted      h <- h - c s(h) (mu_1 - mu_0),  s = r . (h - mu_0)   difference of means, each token by its own score
 
 `weighted` needs a reader r with r . (mu_1 - mu_0) = 1 (`discriminant`): s averages 1 over recited tokens, which lose
-what diff-means takes from them, and 0 over the others, which lose nothing on average. In the study a random direction
-with the same scores suppressed nearly as much: what works is which tokens are changed, so show that control beside it.
+what diff-means takes from them, and 0 over the others, which lose nothing on average. At a large dose a random
+direction with the same scores suppresses nearly as much, because what works then is which tokens are changed: choose
+place and dose beside it (`specific`), and show that control with the result.
 
 The change is made at every position of every forward pass inside the context manager (`positions="last"`: at the last
 position only, which during generation is the newest token). A KV cache filled outside must not be used inside: keys and

@@ -1,0 +1,122 @@
+"""Recitation under every token's own dose: found on one third of the passages, tuned on the next, judged on the last.
+
+    passages   direction and reader | place and dose | judged      each third is judged once
+    text       class 0, the reader  | price          | cost
+
+Place and dose are chosen on passages copied as often as those that are judged; then the direction at that place is made
+again from both of the other thirds.
+
+Beside it, with the same reader: random directions at the same dose, and at the dose that costs as much.
+
+Knows the library's neuron tools. Knows nothing about: claims, how the models were trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Int
+
+from rote.errors import InputError
+from rote.runtime import derive_seed
+
+if TYPE_CHECKING:
+    from rote.internals.neurons import ActivationStore, TokenLabels
+    from rote.internals.neurons.intervention import Direction
+    from rote.models.causal_lm import CausalLM
+
+WEIGHTED = "weighted"
+PARTS = 3
+RANDOM = 4
+
+
+def steer_thirds(
+    model: CausalLM,
+    acts: ActivationStore,
+    labels: TokenLabels,
+    copied: Mapping[str, int],
+    unseen: Int[np.ndarray, "sequences tokens"],
+    recited_from: int,
+    *,
+    price: float,
+    prefix: int,
+    suffix: int,
+    seed: int,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(places tried, dose responses), one third of the passages after the other. copied: copies of every passage."""
+    from rote.internals.neurons import ordinary_tokens
+    from rote.internals.neurons.dose_response import dose_response
+    from rote.internals.neurons.placement import class_direction
+    from rote.internals.neurons.specific import choose_specific
+    from rote.internals.neurons.splits import group_folds
+    from rote.records.table import RecordTable
+
+    part = group_folds(labels.units_of_split(), labels.label, folds=PARTS, seed=seed)
+    order = np.random.default_rng(derive_seed(seed, "text thirds")).permutation(len(unseen))
+    zero, tuning, judged = (list(unseen[np.sort(rows)]) for rows in np.array_split(order, 3))
+    table = RecordTable.from_rows({"token_ids": row.tolist()} for row in zero)
+    sites = list(dict.fromkeys(place.site for place in acts.arrays))
+    ordinary = type(acts).capture(model, ordinary_tokens(model, table), sites=sites)
+    places, doses = [], []
+    for number in range(PARTS):
+        train, tune, test = (labels.take(part == (number + step) % PARTS) for step in (1, 2, 0))
+        stored = acts.take(part == (number + 1) % PARTS, train)
+        directions = [class_direction(stored, train, place, ordinary=ordinary) for place in acts.arrays]
+        try:
+            direction, dose, tried = choose_specific(
+                model, directions, records_of(tune, copied, recited_from), tuning, cost=price, prefix=prefix,
+                suffix=suffix, seed=seed,
+            )  # fmt: skip
+        except InputError:  # nowhere is it the direction that works: nothing is changed, and it shows
+            direction, dose, tried = directions[0], 0.0, []
+        chosen = tuple(direction.place)
+        others = labels.take(part != number)
+        again = class_direction(acts.take(part != number, others), others, direction.place, ordinary=ordinary)
+        places += [
+            {"half": number, "mode": WEIGHTED, **row, "chosen": (row["site"], row["layer"]) == chosen} for row in tried
+        ]
+        records = records_of(test, copied, recited_from)
+        settings: dict[str, Any] = {
+            "heldout": judged, "records": records, "prefix": prefix, "suffix": suffix, "mode": WEIGHTED, "seed": seed,
+        }  # fmt: skip
+        rows = dose_response(model, again, test, scales=(dose,), random_controls=RANDOM, **settings)
+        rows.append(at_equal_cost(model, again, test, dose, tuning, settings))
+        doses += [{"half": number, "dose": "price", **row, "recited_records": len(records)} for row in rows]
+    return places, doses
+
+
+def records_of(labels: TokenLabels, copied: Mapping[str, int], least: int) -> list[np.ndarray]:
+    """Passages with labelled tokens that were planted at least so many times."""
+    return [
+        labels.sequences[sample]
+        for sample in np.unique(labels.sample)
+        if copied[labels.ids[sample].partition("/")[2]] >= least
+    ]
+
+
+def at_equal_cost(
+    model: CausalLM,
+    direction: Direction,
+    test: TokenLabels,
+    dose: float,
+    tuning: Sequence[np.ndarray],
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Mean over random directions, each at the dose that costs on tuning text what the selected one costs there."""
+    from rote.internals.neurons import dose_at_cost
+    from rote.internals.neurons.dose_response import dose_response, perplexity, sequence_logp
+    from rote.internals.neurons.intervention import intervene, random_direction
+
+    base = perplexity(sequence_logp(model, tuning)[0])
+    with intervene(model, direction, mode=WEIGHTED, scale=dose):
+        paid = perplexity(sequence_logp(model, tuning)[0]) / base - 1
+    rows = []
+    for number in range(RANDOM):
+        other = random_direction(direction, seed=settings["seed"] + number)
+        equal, _ = dose_at_cost(model, other, tuning, cost=max(paid, 1e-6), mode=WEIGHTED, largest=4 * dose, steps=6)
+        rows.append(dose_response(model, other, test, scales=(equal,), random_controls=0, **settings)[-1])
+    numbers = [key for key, value in rows[0].items() if isinstance(value, float)]
+    means = {key: float(np.mean([row[key] for row in rows])) for key in numbers}
+    return {"direction": "random, equal cost", "mode": WEIGHTED, **means}
