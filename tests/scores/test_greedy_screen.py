@@ -126,7 +126,8 @@ def test_the_error_of_a_draft_is_the_largest_of_the_centred_differences(checkpoi
         with torch.no_grad():
             exact = model.hf(input_ids=ids).logits[0].double()
             hidden = draft.hf.model(input_ids=ids).last_hidden_state[0].double()
-        rounded = hidden @ model.hf.get_output_embeddings().weight.detach().double().T
+        head = model.hf.get_output_embeddings().weight.detach()
+        rounded = (hidden @ head.bfloat16().double().T).bfloat16().double()
         for one, two in zip(rounded, exact, strict=True):
             error = [float(a - b) for a, b in zip(one, two, strict=True)]
             middle = sum(error) / len(error)

@@ -124,9 +124,10 @@ class CausalLM:
         )
 
     def in_precision(self, dtype: torch.dtype) -> CausalLM:
-        """The same model with its parameters rounded to `dtype`: a copy in memory, with this model's own output head.
+        """The same model with its parameters rounded to `dtype`, output head included: a copy in memory.
 
-        Buffers (rotary frequencies and the like) keep their precision. For bounds and first looks, not for figures.
+        Buffers (rotary frequencies and the like) keep their precision. For bounds and first looks, not for figures:
+        on a CPU its logits are rounded too.
         """
         import torch
 
@@ -138,7 +139,8 @@ class CausalLM:
         name, fingerprint = f"{self.name} in {str(dtype).removeprefix('torch.')}", f"{self.fingerprint}/{dtype}"
         lower = CausalLM(copy.deepcopy(self.hf, rounded), self.tokenizer, name=name, fingerprint=fingerprint, bos=bos)
         if self._base is not None and lower._base is not None:
-            lower._head = self._float_head()
+            weight, bias = self._float_head()
+            lower._head = (weight.to(dtype), bias)
         return lower
 
     @property
@@ -229,7 +231,10 @@ class CausalLM:
                 logits = torch.mm(hidden.to(weight), weight.T, out=out)
             else:
                 # On an accelerator the product stays in bfloat16 but is accumulated and returned in float32.
-                product = torch.mm(hidden, weight.T, out_dtype=torch.float32)
+                if weight.device.type == "cuda" and _has_out_dtype():
+                    product = torch.mm(hidden, weight.T, out_dtype=torch.float32)
+                else:
+                    product = torch.mm(hidden.to(weight), weight.T).float()
                 logits = product if out is None else out.copy_(product)
             if bias is not None:
                 logits += bias

@@ -80,7 +80,7 @@ def greedy_screen(
         kept = np.zeros(len(rows), bool)
         last = reader is prepared.model
         for part, sequences in _batches(prepared, rows, left, limit):
-            kept[part] = _screen(prepared, reader, margin, sequences)
+            kept[part] = _screen(prepared, reader, margin, sequences, drafted=draft is not None)
             decided += len(part) if last else int((~kept[part]).sum())
             if progress:
                 progress(decided, len(rows))
@@ -136,7 +136,7 @@ def _batches(
 
 
 def _screen(
-    prepared: PreparedRecords, model: CausalLM, margin: float, sequences: list[Sequence]
+    prepared: PreparedRecords, model: CausalLM, margin: float, sequences: list[Sequence], *, drafted: bool
 ) -> Bool[np.ndarray, " rows"]:
     """Which of these records, with prefixes of one length, pass at every suffix token."""
     suffixes = [sequence.ids[sequence.prefix : sequence.prefix + sequence.suffix] for sequence in sequences]
@@ -148,8 +148,10 @@ def _screen(
         block = TokenScorer(model)(prepared, np.array([sequence.index for sequence in sequences]))
         spans = zip(block.greedy, block.prefix, block.suffix, strict=True)
         return np.array([bool(right[a : a + k].all()) for right, a, k in spans])
+    # What a draft let through is nearly all recited: the model then reads it whole.
+    looks = (None,) if drafted and model is prepared.model else (FIRST_LOOK, None)
     alive = np.flatnonzero(_passes(cache.logits(), torch.tensor([suffix[0] for suffix in suffixes]), margin).numpy())
-    for read in (FIRST_LOOK, None):
+    for read in looks:
         step = cache.rows_that_fit(max(map(len, suffixes)))
         parts = [_still_right(cache, alive[i : i + step], suffixes, read, margin) for i in range(0, len(alive), step)]
         alive = np.concatenate([alive[:0], *parts])
