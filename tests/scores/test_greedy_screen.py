@@ -10,6 +10,7 @@ from rote.errors import InputError
 from rote.measures.extraction import greedy_extractable
 from rote.models import CausalLM
 from rote.records import RecordTable
+from rote.scores.context_cache import ContextCache
 from rote.scores.greedy_screen import greedy_screen, largest_error
 from rote.scores.sequences import Split, prepare
 from rote.scores.tokens import TokenScorer
@@ -73,7 +74,7 @@ def test_a_model_without_cache_takes_the_full_pass(checkpoints, monkeypatch):
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])
-def test_a_draft_changes_no_verdict(checkpoints, family):
+def test_a_draft_changes_no_verdict(checkpoints, family, monkeypatch):
     model = CausalLM.load(checkpoints(family), device="cpu", dtype="float32", bos="auto")
     lengths = [(5, 9), (5, 9), (5, 1), (3, 2), (8, 6), (5, 12), (5, 9), (3, 7), (8, 6), (5, 5)]
     prepared = prepare(model, generated_records(model, lengths, seed=3), Split())
@@ -81,17 +82,24 @@ def test_a_draft_changes_no_verdict(checkpoints, family):
     draft = model.in_precision(torch.bfloat16)
     assert draft.dtype == torch.bfloat16
     assert model.dtype == torch.float32
-    seen = []
+    seen, read = [], []
+    encode = ContextCache.encode.__func__  # pyright: ignore[reportFunctionMemberAccess]
+    counted = lambda cls, reader, ids: read.append((reader is model, len(ids))) or encode(cls, reader, ids)  # noqa: E731
+    monkeypatch.setattr(ContextCache, "encode", classmethod(counted))
     found = greedy_screen(prepared, rows, draft=draft, progress=lambda done, total: seen.append(done))
     assert (found == (rows % 3 == 0)).all()
+    assert sum(count for own, count in read if not own) == len(rows)
+    # The others are dropped by the draft; a few may be too close to call.
+    assert found.sum() <= sum(count for own, count in read if own) < len(rows)
     assert seen == sorted(seen)
     assert seen[-1] == len(rows)
 
 
-def test_what_the_draft_cannot_tell_apart_the_model_decides(checkpoints):
+@pytest.mark.parametrize("k", [1, 3])
+def test_what_the_draft_cannot_tell_apart_the_model_decides(checkpoints, k):
     """Each record's token gets a twin that differs from it across the hidden state: rounding decides between them."""
     model = CausalLM.load(checkpoints("llama"), device="cpu", dtype="float32")
-    ids = torch.tensor(generated_records(model, [(5, 1)] * 90, seed=8).table.column("token_ids").to_pylist())[::3]
+    ids = torch.tensor(generated_records(model, [(5, k)] * 90, seed=8).table.column("token_ids").to_pylist())[::3]
     records = RecordTable.from_rows({"token_ids": row, "prefix_tokens": 5} for row in ids.tolist())
     bos = [] if model.bos_id is None else [model.bos_id]
     hidden = model.hidden(torch.cat([torch.tensor([bos] * len(ids), dtype=torch.int64), ids[:, :-1]], dim=1))[:, -1]
