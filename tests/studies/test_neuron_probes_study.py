@@ -85,7 +85,7 @@ def test_every_piece_runs_and_every_claim_is_decided(found, tmp_path):
 
 def test_a_half_is_never_steered_by_its_own_direction(found):
     """Both halves are measured, at the fixed doses and at the price, beside a random direction of the same size."""
-    kinds = {(row["half"], row["direction"], row["dose"]) for row in found.doses if row["mode"] == "diff-means"}
+    kinds = {(row["part"], row["direction"], row["dose"]) for row in found.doses if row["mode"] == "diff-means"}
     assert kinds == {
         *((half, name, dose) for half in (0, 1) for name in ("selected", "random") for dose in ("fixed", "price")),
         (0, "none", "fixed"),
@@ -104,10 +104,10 @@ def test_a_half_is_never_steered_by_its_own_direction(found):
 def test_every_third_is_judged_once_beside_both_random_controls(found):
     rows = [row for row in found.doses if row["mode"] == "weighted"]
     names = ("none", "selected", "random", "random, equal cost")
-    assert {(row["half"], row["direction"]) for row in rows} == {(part, name) for part in range(3) for name in names}
+    assert {(row["part"], row["direction"]) for row in rows} == {(part, name) for part in range(3) for name in names}
     assert sum(row["recited_records"] for row in rows if row["direction"] == "selected") == 12
     for part in range(3):
-        at = {row["direction"]: row for row in rows if row["half"] == part}
+        at = {row["direction"]: row for row in rows if row["part"] == part}
         assert at["selected"]["scale"] == at["random"]["scale"]
         assert at["random, equal cost"]["scale"] <= 4 * at["selected"]["scale"]
 

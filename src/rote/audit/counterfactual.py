@@ -26,7 +26,7 @@ from rote.measures.counterfactual import counterfactual_memorization, token_accu
 from rote.measures.statistics import Estimate, bootstrap, percent_label
 from rote.models.causal_lm import CausalLM
 from rote.records.table import RecordTable
-from rote.report import Findings, dump, parse, write_report, write_tables
+from rote.report import Findings, parse
 from rote.runtime import versions
 from rote.scores.tokens import score_tokens
 
@@ -132,10 +132,7 @@ def audit_counterfactual(
         names=[description["name"] for description in descriptions],
     )
     found = parse(content)
-    dump(found, run.path / "findings.json")
-    (run.path / "tables").mkdir(exist_ok=True)
-    write_tables(found, run.path / "tables")
-    write_report(found, run.path / "report.html")
+    run.publish(found)
     run.save(status="done")
     return found
 

@@ -35,7 +35,7 @@ from rote.errors import InputError
 from rote.measures import membership, reference_models
 from rote.models.causal_lm import CausalLM
 from rote.records.table import RecordTable
-from rote.report import Findings, dump, parse, write_report, write_tables
+from rote.report import Findings, parse
 from rote.runtime import peak_rss_mb, versions
 from rote.scores.schemes import DecodingScheme
 from rote.scores.sequences import PreparedRecords, Split, prepare
@@ -222,10 +222,7 @@ def remake(path: str | Path, *, reveal: bool | None = None) -> Findings:
     _reference_attacks(evidence, reference_means)
     run.write_table("records.parquet", evidence.to_arrow())
     found = make_findings(run, evidence, records, settings, store, reference_means, corpus, reveal=reveal)
-    dump(found, run.path / "findings.json")
-    (run.path / "tables").mkdir(exist_ok=True)
-    write_tables(found, run.path / "tables")
-    write_report(found, run.path / "report.html", reveal=reveal)
+    run.publish(found, reveal=reveal)
     return found
 
 

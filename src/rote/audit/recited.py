@@ -28,7 +28,7 @@ from rote.audit.verdicts import greedy_verdict
 from rote.measures.statistics import proportion
 from rote.models.causal_lm import CausalLM
 from rote.records.table import RecordTable
-from rote.report import Findings, dump, parse, write_report, write_tables
+from rote.report import Findings, parse
 from rote.runtime import versions
 from rote.scores.greedy_screen import DRAFT_FROM, draft_of, greedy_screen
 from rote.scores.sequences import Split, prepare
@@ -102,10 +102,7 @@ def audit_recited(
     table = read_blocks(run.path / "blocks")
     assert table is not None  # `prepare` refuses a file without a record to score
     found = parse(_findings(run, records, table.sort_by("row"), prepared.skipped, confidence))
-    dump(found, run.path / "findings.json")
-    (run.path / "tables").mkdir(exist_ok=True)
-    write_tables(found, run.path / "tables")
-    write_report(found, run.path / "report.html")
+    run.publish(found)
     run.save(status="done")
     return found
 

@@ -13,13 +13,16 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 
 from rote.atomic import leftovers, write_atomic
 from rote.errors import InputError, RunMismatchError
 from rote.records.table import RecordTable
+
+if TYPE_CHECKING:
+    from rote.report import Findings
 
 RUN_SCHEMA_VERSION = "1.0"
 RUN_FILE = "run.json"
@@ -93,6 +96,15 @@ class RunDirectory:
         if not file.is_file():
             raise InputError(f"{self.path}: inputs.parquet is missing; run the same audit again")
         return RecordTable(pq.read_table(file))
+
+    def publish(self, found: Findings, *, reveal: bool = False) -> None:
+        """findings.json, tables/ and report.html."""
+        from rote.report import dump, write_report, write_tables
+
+        dump(found, self.path / "findings.json")
+        (self.path / "tables").mkdir(exist_ok=True)
+        write_tables(found, self.path / "tables")
+        write_report(found, self.path / "report.html", reveal=reveal)
 
     def write_table(self, name: str, table) -> None:
         import pyarrow as pa

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rote.cli import console
+from rote.cli import treat_options as shared
 from rote.cli.audit_counterfactual import counterfactual
 from rote.cli.audit_recited import recited
 from rote.cli.audit_unlearning import unlearning
 from rote.cli.console import config_option, print_config, progress_bars, say
 from rote.errors import InputError
+
+if TYPE_CHECKING:
+    from rote.records.table import RecordTable
 
 audit_app = typer.Typer(
     help="Find and prove what a model has memorized.",
@@ -35,12 +39,8 @@ def lm(
     model: Annotated[
         str, typer.Argument(help="A local Hugging Face checkpoint directory (safetensors), or a hub name.")
     ],
-    records: Annotated[
-        list[Path], typer.Argument(help="Record files or folders: jsonl, csv, parquet, txt, saved datasets; .gz, .zst.")
-    ],
-    control: Annotated[
-        list[Path] | None, typer.Option(help="Unseen records of the same kind; needed to call anything memorized.")
-    ] = None,
+    records: shared.Records,
+    control: shared.Unseen = None,
     reference: Annotated[
         list[str] | None, typer.Option(help="A model that never saw the records (may be given several times).")
     ] = None,
@@ -95,15 +95,11 @@ def lm(
         typer.Option(help="Exit 1 when this holds, e.g. 'extraction.rate{queries=100,p=0.5}.high>0.01'."),
     ] = None,
     text_column: Annotated[str | None, typer.Option(help="Field that holds the text. [default: text]")] = None,
-    id_column: Annotated[str | None, typer.Option(help="Field that holds the id. [default: id]")] = None,
-    column: Annotated[
-        list[str] | None, typer.Option(help="Any other field: FIELD=NAME, e.g. duplicates=copies.")
-    ] = None,
-    format_: Annotated[
-        str | None, typer.Option("--format", help="Read the files as this format whatever their names.")
-    ] = None,
-    txt_unit: Annotated[str, typer.Option(help="A record in a text file: paragraph or file.")] = "paragraph",
-    limit: Annotated[int | None, typer.Option(help="Only the first so many records.")] = None,
+    id_column: shared.IdColumn = None,
+    column: shared.Columns = None,
+    format_: shared.Format = None,
+    txt_unit: shared.TxtUnit = "paragraph",
+    limit: shared.Limit = None,
     reveal: Annotated[bool, typer.Option(help="Show record contents in findings and report.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Start over although the run directory holds another run.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
@@ -161,13 +157,9 @@ def lm(
     settings = AuditSettings(**chosen)
 
     from rote.audit import audit_lm
-    from rote.records import read_records
 
-    options = {"columns": columns_of(text_column, id_column, column), "format": format_, "txt_unit": txt_unit}
-    targets = read_records(records, limit=limit, **options)
-    # Of controls everybody knows how often they were trained on: never. Their files need no such column.
-    named = {name: field for name, field in (options["columns"] or {}).items() if name not in ("duplicates", "member")}
-    controls = read_records(control, **options | {"columns": named or None}) if control else None
+    columns = columns_of(text_column, id_column, column)
+    targets, controls = read_sides(records, control, columns, limit=limit, format=format_, txt_unit=txt_unit)
     run = output or Path("runs") / f"{Path(model).name}-{records[0].name.split('.')[0]}"
     silent = quiet or json_
     with progress_bars(quiet=silent) as progress:
@@ -216,6 +208,23 @@ audit_app.command(
 def command_line() -> str:
     """The command as it was typed, for the report's "how to reproduce"."""
     return shlex.join(["rote", *console.arguments])
+
+
+def read_sides(
+    records: list[Path],
+    control: list[Path] | None,
+    columns: dict[str, str] | None,
+    *,
+    limit: int | None,
+    **options: Any,
+) -> tuple[RecordTable, RecordTable | None]:
+    """Targets and unseen controls. Of controls everybody knows how often they were trained on: never. Their files need
+    no such column."""
+    from rote.records import read_records
+
+    named = {name: field for name, field in (columns or {}).items() if name not in ("duplicates", "member")}
+    targets = read_records(records, limit=limit, columns=columns, **options)
+    return targets, read_records(control, columns=named or None, **options) if control else None
 
 
 def columns_of(text: str | None, identifier: str | None, others: list[str] | None) -> dict[str, str] | None:

@@ -20,7 +20,7 @@ def counterfactual(
     ],
     output: Annotated[Path, typer.Option("-o", "--out", help="Run directory.")],
     text_column: shared.TextColumn = None,
-    id_column: Annotated[str | None, typer.Option(help="Field that holds the id. [default: id]")] = None,
+    id_column: shared.IdColumn = None,
     long: Annotated[str, typer.Option(help="Records over the context window: error or truncate.")] = "error",
     bos: shared.Bos = "auto",
     batch_tokens: Annotated[int | None, typer.Option(help="Padded tokens in one forward pass.")] = None,

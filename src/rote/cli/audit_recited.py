@@ -13,27 +13,19 @@ from rote.cli.console import progress_bars, say
 
 def recited(
     model: shared.Model,
-    records: Annotated[
-        list[Path], typer.Argument(help="Record files or folders: jsonl, csv, parquet, txt, saved datasets; .gz, .zst.")
-    ],
+    records: shared.Records,
     output: Annotated[Path, typer.Option("-o", "--out", help="Run directory.")],
-    control: Annotated[
-        list[Path] | None, typer.Option(help="Unseen records of the same kind; needed to call anything memorized.")
-    ] = None,
+    control: shared.Unseen = None,
     prefix: shared.Prefix = None,
     suffix: shared.Suffix = None,
     long: shared.Long = "error",
     bos: shared.Bos = "auto",
     text_column: shared.TextColumn = None,
-    id_column: Annotated[str | None, typer.Option(help="Field that holds the id. [default: id]")] = None,
-    column: Annotated[
-        list[str] | None, typer.Option(help="Any other field: FIELD=NAME, e.g. duplicates=copies.")
-    ] = None,
-    format_: Annotated[
-        str | None, typer.Option("--format", help="Read the files as this format whatever their names.")
-    ] = None,
-    txt_unit: Annotated[str, typer.Option(help="A record in a text file: paragraph or file.")] = "paragraph",
-    limit: Annotated[int | None, typer.Option(help="Only the first so many records.")] = None,
+    id_column: shared.IdColumn = None,
+    column: shared.Columns = None,
+    format_: shared.Format = None,
+    txt_unit: shared.TxtUnit = "paragraph",
+    limit: shared.Limit = None,
     device: shared.Device = "auto",
     dtype: shared.Dtype = "auto",
     batch_tokens: Annotated[
@@ -50,15 +42,11 @@ def recited(
     go to recited-ids.txt.
     """
     from rote.audit.recited import audit_recited
-    from rote.cli.audit import columns_of, command_line
+    from rote.cli.audit import columns_of, command_line, read_sides
     from rote.cli.main import finish
-    from rote.records import read_records
 
     columns = columns_of(text_column, id_column, column)
-    table = read_records(records, columns=columns, format=format_, txt_unit=txt_unit, limit=limit)
-    # Of controls everybody knows how often they were trained on: never. Their files need no such column.
-    named = {field: name for field, name in (columns or {}).items() if field not in ("duplicates", "member")}
-    unseen = read_records(control, columns=named or None, format=format_, txt_unit=txt_unit) if control else None
+    table, unseen = read_sides(records, control, columns, limit=limit, format=format_, txt_unit=txt_unit)
     with progress_bars(quiet=quiet or json_) as progress:
         found = audit_recited(
             model,

@@ -35,6 +35,17 @@ Suffix = Annotated[int | None, typer.Option(help="Tokens to be recited. [default
 Long = Annotated[str, typer.Option(help="Records over the context window: error or truncate.")]
 Bos = Annotated[str, typer.Option(help="Beginning-of-sequence token: auto (as the tokenizer does), always, never.")]
 TextColumn = Annotated[str | None, typer.Option(help="Field that holds the text. [default: text]")]
+Records = Annotated[
+    list[Path], typer.Argument(help="Record files or folders: jsonl, csv, parquet, txt, saved datasets; .gz, .zst.")
+]
+Unseen = Annotated[
+    list[Path] | None, typer.Option(help="Unseen records of the same kind; needed to call anything memorized.")
+]
+IdColumn = Annotated[str | None, typer.Option(help="Field that holds the id. [default: id]")]
+Columns = Annotated[list[str] | None, typer.Option(help="Any other field: FIELD=NAME, e.g. duplicates=copies.")]
+Format = Annotated[str | None, typer.Option("--format", help="Read the files as this format whatever their names.")]
+TxtUnit = Annotated[str, typer.Option(help="A record in a text file: paragraph or file.")]
+Limit = Annotated[int | None, typer.Option(help="Only the first so many records.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")]

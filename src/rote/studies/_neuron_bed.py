@@ -213,10 +213,10 @@ def steer_halves(
         )  # fmt: skip
         for row in rows:
             kind = "price" if row["scale"] == dose and dose not in SCALES else "fixed"
-            found_doses.append({"half": number, "dose": kind, **row, "recited_records": len(recited)})
+            found_doses.append({"part": number, "dose": kind, **row, "recited_records": len(recited)})
         chosen = tuple(direction.place)
         found_places += [
-            {"half": number, "mode": "diff-means", **row, "chosen": (row["site"], row["layer"]) == chosen}
+            {"part": number, "mode": "diff-means", **row, "chosen": (row["site"], row["layer"]) == chosen}
             for row in places
         ]
     return found_places, found_doses

@@ -75,7 +75,7 @@ def steer_thirds(
         others = labels.take(part != number)
         again = class_direction(acts.take(part != number, others), others, direction.place, ordinary=ordinary)
         places += [
-            {"half": number, "mode": WEIGHTED, **row, "chosen": (row["site"], row["layer"]) == chosen} for row in tried
+            {"part": number, "mode": WEIGHTED, **row, "chosen": (row["site"], row["layer"]) == chosen} for row in tried
         ]
         records = records_of(test, copied, recited_from)
         settings: dict[str, Any] = {
@@ -83,7 +83,7 @@ def steer_thirds(
         }  # fmt: skip
         rows = dose_response(model, again, test, scales=(dose,), random_controls=RANDOM, **settings)
         rows.append(at_equal_cost(model, again, test, dose, tuning, settings))
-        doses += [{"half": number, "dose": "price", **row, "recited_records": len(records)} for row in rows]
+        doses += [{"part": number, "dose": "price", **row, "recited_records": len(records)} for row in rows]
     return places, doses
 
 
