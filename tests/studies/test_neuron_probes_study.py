@@ -63,7 +63,8 @@ def test_every_piece_runs_and_every_claim_is_decided(found, tmp_path):
     assert found.passages["0"]["below"] == 0
     assert {row["site"] for row in found.by_site} == set(bed.SITES)
     assert len(found.permuted) == 3
-    assert set(found.repetition) == {"matched", "first"}
+    assert set(found.repetition) == {"matched", "first", "random tokens"}
+    assert len({(row["site"], row["layer"]) for row in found.repetition.values()}) == 1
     chosen = [row["mode"] for row in found.places if row["chosen"]]
     assert chosen.count("diff-means") == 2  # one place for each half
     assert chosen.count("weighted") <= 3  # one for each third, where the direction does more than a random one

@@ -80,6 +80,9 @@ def build(
     layers: Annotated[int, typer.Option(help="Layers of the model.")] = 2,
     heads: Annotated[int, typer.Option(help="Attention heads.")] = 4,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-3,
+    copying_rows: Annotated[
+        int, typer.Option(help="Rows a batch in which a segment recurs, for a llama that starts with heads that copy.")
+    ] = 0,
     seed: Annotated[int, typer.Option(help="Another seed is another draw of everything random.")] = 0,
     json_: Json = False,
     quiet: Quiet = False,
@@ -105,6 +108,7 @@ def build(
         layers=layers,
         heads=heads,
         learning_rate=learning_rate,
+        copying_rows=copying_rows,
     )
     bed = build_bed(
         output,

@@ -69,6 +69,7 @@ def small_llama(
     kv_heads: int | None = None,
     mlp_width: int | None = None,
     tied: bool = False,
+    attention_bias: bool = False,
     eos_id: int = 0,
     seed: int = 0,
 ) -> LlamaForCausalLM:
@@ -87,6 +88,7 @@ def small_llama(
         num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=kv_heads or heads,
+        attention_bias=attention_bias,
         attention_dropout=0.0,
         initializer_range=initial_sigma(width),
         tie_word_embeddings=tied,

@@ -139,7 +139,7 @@ def measure(
         [vars(unit) for unit in certainty_units(token_store(model, ordinary, CERTAINTY_SITES), top=5)],
         places + more_places,
         doses + more_doses,
-        repetition(model, probes, unseen, effort, seed),
+        repetition(model, probes, acts, labels, unseen, effort, seed),
     )
 
 
@@ -247,35 +247,69 @@ def token_store(model: CausalLM, texts: Sequence[Int[np.ndarray, " length"]], si
 
 
 def repetition(
-    model: CausalLM, probes: Mapping[str, Probe], unseen: Int[np.ndarray, "sequences tokens"], effort: Effort, seed: int
+    model: CausalLM,
+    probes: Mapping[str, Probe],
+    acts: ActivationStore,
+    labels: TokenLabels,
+    unseen: Int[np.ndarray, "sequences tokens"],
+    effort: Effort,
+    seed: int,
 ) -> dict[str, Any]:
-    """A probe for the second occurrence of an unseen segment, the memorization probe on the same tokens, and the cosine
-    of their directions at the memorization probe's place."""
+    """A probe for the second occurrence of an unseen segment, each of it and the memorization probe on the other's
+    tokens, and the cosine of their directions at the memorization probe's place.
+
+    The repetition probe's site and layer are chosen on other segments than those it is judged on.
+    """
     from rote.internals.neurons import ActivationStore, cosine, cross_auroc, repeated_segments, train_probe
 
     memory = probes["M / C and U"]
+    cut: dict[str, Any] = {"segment": (10, 50), "gap": (3, 8), "room": unseen.shape[1] - 1}
+    natural: dict[str, Any] = {"texts": list(unseen)}
+    kept: dict[str, Any] = {"folds": effort.folds, "seed": seed}
+
+    choosing = repeated_segments(effort.segments // 2, **natural, **cut, seed=derive_seed(seed, "repetition, place"))
+    stored = ActivationStore.capture(model, choosing, sites=SITES)
+    site, layer = best_place(stored, choosing, seed)
+
     found: dict[str, Any] = {}
-    for negatives in ("matched", "first"):
-        labels = repeated_segments(
-            effort.segments, texts=list(unseen), segment=(10, 50), gap=(3, 8), room=unseen.shape[1] - 1,
-            negatives=negatives, seed=seed,
-        )  # fmt: skip
-        acts = ActivationStore.capture(model, labels, sites="resid_post")
-        probe = train_probe(acts, labels, site="resid_post", folds=effort.folds, seed=seed)
-        same = train_probe(acts, labels, site="resid_post", layer=memory.layer, folds=effort.folds, seed=seed)
-        found[negatives] = {
+    for name, source, negatives in (
+        ("matched", natural, "matched"),
+        ("first", natural, "first"),
+        ("random tokens", {"vocabulary": model.vocab_size}, "matched"),
+    ):
+        repeated = repeated_segments(effort.segments, **source, **cut, negatives=negatives, seed=seed)
+        there = ActivationStore.capture(
+            model, repeated, sites=list({site, memory.place.site}), layers=list({layer, memory.layer})
+        )
+        probe = train_probe(there, repeated, site=site, layer=layer, **kept)
+        same = train_probe(there, repeated, site=memory.place.site, layer=memory.layer, **kept)
+        found[name] = {
             "auroc": probe.report.probe.auroc.as_dict(),
-            "layer": probe.layer,
+            "site": site,
+            "layer": layer,
             "output only": probe.report.outputs.auroc.value,
-            **{f"probe {name}": cross_auroc(each, acts, labels) for name, each in probes.items()},
+            **{f"probe {which}": cross_auroc(each, there, repeated) for which, each in probes.items()},
+            "on memorized tokens": cross_auroc(probe, acts, labels),
             "cosine": cosine(memory, same),
             # how far the model itself uses the repetition
-            "nll, second": float(-acts.outputs[labels.label, 0].mean()),
-            "nll, first": float(-acts.outputs[~labels.label, 0].mean()),
-            "tokens": len(labels),
-            **copying(model, labels),
+            "nll, second": float(-there.outputs[repeated.label, 0].mean()),
+            "nll, first": float(-there.outputs[~repeated.label, 0].mean()),
+            "tokens": len(repeated),
+            **copying(model, repeated),
         }
     return found
+
+
+def best_place(acts: ActivationStore, labels: TokenLabels, seed: int) -> tuple[str, int]:
+    """The (site, layer) whose probe is best over passages it was not fitted on."""
+    from rote.internals.neurons import train_probe
+
+    rows = [
+        (row["auroc"]["value"], site, row["layer"])
+        for site in SITES
+        for row in train_probe(acts, labels, site=site, layer=0, folds=3, seed=seed).by_layer
+    ]
+    return max(rows)[1:]
 
 
 def copying(model: CausalLM, labels: TokenLabels) -> dict[str, float]:

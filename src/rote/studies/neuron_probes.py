@@ -9,14 +9,15 @@ Two choices the claims need, made beforehand: claims on repetition use the probe
 since one trained against uncertain ones alone reads confidence; and repeated segments are compared with the same tokens
 at the same positions for the first time, so that position tells nothing.
 
+A model that trains for minutes does not copy from its context, and what is not there cannot be found. So both arms
+start with heads that copy and practise them on recurring text (`rote.testbed.copying`): the mechanism is planted like
+the passages are. Whether it survived training is measured beside both claims, as loss and greedy hits on first and
+second occurrences. The repetition probe may stand at any site, chosen on other segments than it is judged on.
+
 Recitation is judged under the difference of means with every token's own dose (`weighted`). Strong enough, that ends
 recitation in any direction, because what works then is the choice of tokens; so place and dose are the most effective
 at which random directions do at most a third as much, on passages set aside. On the passages judged they may take less
 than half as much, both at the same dose and at the same cost. Beside it stands one dose for all tokens.
-
-A model this small does not use repetition at all: its loss and its greedy hits on first and second occurrences, the
-check of copying itself, stand beside both claims. Where the two agree there is no mechanism to find, the repetition
-probe must fail, and "not memory" says little.
 """
 
 from __future__ import annotations
@@ -103,6 +104,8 @@ def run(context: StudyContext) -> None:
         corpus_tokens=800_000,
         architecture="llama",
         layers=4,
+        heads=3,
+        copying_rows=8,
         batch_size=16,
         steps=1800,
         unseen_passages=240,
@@ -172,9 +175,13 @@ def decide(context: StudyContext, found: Found) -> None:
     )
 
     matched = found.repetition["matched"]
-    names = ("nll, first", "nll, second", "greedy right, first", "greedy right, second")
+    names = ("site", "layer", "nll, first", "nll, second", "greedy right, first", "greedy right, second")
     own = {name: matched[name] for name in names}
-    context.claim("repetition_is_seen", observed={**matched["auroc"], **own}, holds=matched["auroc"]["value"] >= 0.9)
+    context.claim(
+        "repetition_is_seen",
+        observed={**matched["auroc"], **own, "random tokens": found.repetition["random tokens"]["auroc"]["value"]},
+        holds=matched["auroc"]["value"] >= 0.9,
+    )
     crossed = matched["probe M / C and U"]
     context.claim(
         "repetition_is_not_memory",

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Int
 
 from rote.errors import InputError
+from rote.models.copying_heads import check_shape
 from rote.records.generators import Biography
 from rote.records.planting import HUBBLE_WEIGHTS, Copy, Mode, pack, plant
 from rote.testbed.contrasts import contents
@@ -48,21 +49,29 @@ class BedSettings:
     layers: int = 2
     heads: int = 4
     learning_rate: float = 3e-3
+    copying_rows: int = 0  # rows a batch in which a segment recurs, see `rote.testbed.copying`
 
     def __post_init__(self):
         for name in ("sequence_tokens", "batch_size", "steps", "passage_tokens", "width", "layers", "heads"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}: it must be 1 or more")
-        for name in ("passages", "biographies", "unseen_passages"):
+        for name in ("passages", "biographies", "unseen_passages", "copying_rows"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} is {getattr(self, name)}: it must be 0 or more")
         if self.mode not in ("splice", "seq_start"):
             raise InputError(f"unknown insertion mode {self.mode!r}; use splice or seq_start")
         if self.architecture not in ("gpt2", "llama"):
             raise InputError(f"unknown architecture {self.architecture!r}; use gpt2 or llama")
+        if self.copying_rows:
+            if self.architecture != "llama":
+                raise InputError("copying_rows is set: heads that copy can be planted in a llama only")
+            check_shape(self.layers, self.heads, self.width)
 
     def to_json(self) -> dict:
-        return asdict(self) | {"weights": {str(k): v for k, v in self.weights.items()}, "window": list(self.window)}
+        values = asdict(self) | {"weights": {str(k): v for k, v in self.weights.items()}, "window": list(self.window)}
+        if not self.copying_rows:  # beds made before there were any stay what they are
+            del values["copying_rows"]
+        return values
 
     @classmethod
     def from_json(cls, values: Mapping) -> BedSettings:

@@ -108,28 +108,21 @@ def train_arm(bed: Bed, arm: Arm, *, progress: Progress | None = None) -> Path:
     are."""
     from transformers.utils import logging as hf_logging
 
-    from rote.models.builders import BUILDERS
     from rote.models.training import TrainingConfig, train_causal_lm
+    from rote.testbed.copying import initial_model, with_practice
 
     target = arm_directory(bed, arm)
     if is_finished(bed, arm):
         return target
     settings = bed.settings
     stream, log = bed.planted_stream(window=arm.window, dilution=arm.dilution, half=arm.half, replaced=arm.replaced)
-    model = BUILDERS[settings.architecture](
-        vocab_size=len(bed.tokenizer),
-        context_length=settings.sequence_tokens + 15,  # room for a beginning-of-text token and a few generated ones
-        width=settings.width,
-        layers=settings.layers,
-        heads=settings.heads,
-        eos_id=bed.eos_id,
-        seed=settings.seed,
-    )
+    model = initial_model(bed)
+    rows = with_practice(bed, stream)
     resume = target.with_name(f".{target.name}.resume")
     losses = train_causal_lm(
         model,
-        stream,
-        TrainingConfig(batch_size=settings.batch_size, learning_rate=settings.learning_rate),
+        rows,
+        TrainingConfig(batch_size=settings.batch_size + settings.copying_rows, learning_rate=settings.learning_rate),
         progress=(lambda step, steps, loss: progress(arm.name, step, steps)) if progress else None,
         checkpoint=resume,
         checkpoint_every=CHECKPOINT_EVERY,
