@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,6 +27,7 @@ from rote.internals.neurons import (
     load_direction,
     output_matrix,
     random_direction,
+    random_directions,
     save_direction,
     sequence_logp,
 )
@@ -291,6 +294,42 @@ def test_a_weighted_direction_is_used_and_kept(checkpoints, tmp_path):
         assert not np.allclose(sequence_logp(model, list(labels.sequences[:2]))[0][0][2:], before[0][2:])
     with pytest.raises(InputError, match="needs a reader"), intervene(model, direction_at(model), mode="weighted"):
         pass
+
+
+def test_several_made_together_are_one_inside_the_other(checkpoints, tmp_path):
+    """Together they are nested interventions, earlier layers first whatever the order; kept and found again; and when
+    one of them means nothing no hook of the others is left."""
+    model = CausalLM.load(checkpoints("gpt2"), device="cpu")
+    labels = labelled(vocabulary=60)
+    acts = ActivationStore.capture(model, labels, sites=("attn_out", "mlp_out"))
+    several = [class_direction(acts, labels, place, ordinary=acts) for place in acts.arrays]
+    assert len(several) == 4
+    texts = list(labels.sequences[:3])
+
+    def logp(*contexts):
+        with ExitStack() as stack:
+            for context in contexts:
+                stack.enter_context(context)
+            return np.concatenate(sequence_logp(model, texts)[0])
+
+    settings_ = {"mode": "weighted", "scale": 1.5, "positions": "all"}
+    before = logp()
+    nested = logp(*(intervene(model, one, **settings_) for one in several))
+    assert np.array_equal(nested, logp(intervene(model, several, **settings_)), equal_nan=True)
+    assert np.array_equal(nested, logp(intervene(model, several[::-1], **settings_)), equal_nan=True)
+    assert not np.allclose(nested, logp(intervene(model, several[0], **settings_)), equal_nan=True)
+    save_direction(several, tmp_path, settings_)
+    again, found = load_direction(tmp_path)
+    assert np.array_equal(nested, logp(intervene(model, again, **found)), equal_nan=True)
+    unread = replace(several[1], reader=None)
+    with pytest.raises(InputError, match="needs a reader"), intervene(model, [several[0], unread], mode="weighted"):
+        pass
+    assert np.array_equal(before, logp(), equal_nan=True)
+    others = random_directions(several, seed=4)
+    assert [one.place for one in others] == [one.place for one in several]
+    for one, other in zip(several, others, strict=True):
+        assert np.linalg.norm(other.delta) == pytest.approx(np.linalg.norm(one.delta))
+        assert abs(other.delta @ others[0].delta) < 0.9 * (other.delta @ other.delta) or other is others[0]
 
 
 def test_a_direction_on_disk(checkpoints, tmp_path):

@@ -34,7 +34,13 @@ from rote.internals.neurons import (
     threshold_labeller,
     train_probe,
 )
-from rote.internals.neurons.cross_validation import fit_linear, group_weights, out_of_fold, stratified_auroc
+from rote.internals.neurons.cross_validation import (
+    equal_weights,
+    fit_linear,
+    group_weights,
+    out_of_fold,
+    stratified_auroc,
+)
 from rote.internals.neurons.scoring import windows
 from rote.models import CausalLM
 
@@ -114,6 +120,27 @@ def test_the_probe_is_scikit_learns_on_standardised_values():
     scores = out_of_fold(values, labels.label, fold)
     again = fit_linear(values[fold != 2], labels.label[fold != 2])
     assert np.array_equal(scores[fold == 2], again.logit(values[fold == 2]))
+
+
+def test_kinds_of_a_class_weigh_alike_as_if_each_token_of_the_rarer_came_more_often():
+    """The twin repeats rows until every kind is there as often; weights must do the same, standardisation apart."""
+    rng = np.random.default_rng(0)
+    kind = np.repeat([0, 1, 2], [60, 40, 20])
+    label = kind == 1
+    values = rng.standard_normal((120, 3)) + np.array([[0, 0, 0], [1, 0, 0], [0, 2, 0]])[kind]
+    times = np.array([1, 3, 3])[kind]  # 60 of each negative kind, 120 positive
+    more = np.repeat(np.arange(120), times)
+    values = (values - values[more].mean(0)) / values[more].std(0)
+    expected = LogisticRegression(C=0.05 * 120 / 240, max_iter=2000, tol=1e-8).fit(values[more], label[more])
+    found = fit_linear(values, label, kind=kind)
+    logits = found.logit(values)
+    assert np.corrcoef(logits, expected.decision_function(values))[0, 1] > 0.9999
+    plain = fit_linear(values, label).logit(values)
+    certain = kind == 2
+    assert logits[certain].mean() < plain[certain].mean() - 0.05  # with kinds, the rare one is heard
+    few = np.array([0, 0, 0, 1, 2])
+    weight = equal_weights(few == 1, few)
+    assert weight.tolist() == pytest.approx([5 / 12, 5 / 12, 5 / 12, 5 / 2, 5 / 4])
 
 
 def test_a_passage_fingerprint_fools_a_split_by_tokens_and_not_this_one():

@@ -7,8 +7,16 @@ import pytest
 import torch
 
 from rote.errors import InputError
-from rote.internals.neurons import ActivationStore, TokenLabels, choose_specific, class_direction, random_direction
-from rote.internals.neurons.intervention import intervene
+from rote.internals.neurons import (
+    ActivationStore,
+    TokenLabels,
+    choose_specific,
+    class_direction,
+    random_directions,
+    together,
+)
+from rote.internals.neurons.intervention import Direction, intervene, named
+from rote.internals.neurons.sites import Place
 from rote.models import CausalLM
 from rote.records import read_records
 from rote.runtime import derive_seed
@@ -21,8 +29,9 @@ def known(memorizer):
     model = CausalLM.load(memorizer[0], device="cpu")
     forget, retain = (read_records([file]) for file in memorizer[1:3])
     labels = TokenLabels.from_samples(model, memorized=forget, other=retain, long="truncate")
-    acts = ActivationStore.capture(model, labels, sites=("mlp_out", "resid_post"), layers=[0])
-    directions = [class_direction(acts, labels, place, ordinary=acts) for place in acts.arrays]
+    acts = ActivationStore.capture(model, labels, sites=("mlp_out", "attn_out"))
+    single = [class_direction(acts, labels, place, ordinary=acts) for place in acts.arrays]
+    directions = [*single, *together(single)]
     texts = {
         name: [np.asarray(e.ids, np.int64) for e in model.encode(list(table.column("text")))]
         for name, table in (("forget", forget), ("retain", retain))
@@ -59,15 +68,16 @@ def test_the_most_effective_specific_dose_is_chosen(known):
     assert len(recited) > 0
     qualified = {}
     for direction in directions:
-        controls = [random_direction(direction, seed=derive_seed(0, "chosen against", each)) for each in (0, 1)]
+        controls = [random_directions(direction, seed=derive_seed(0, "chosen against", each)) for each in (0, 1)]
         for each in DOSES:
             falls = [1 - np.mean([decoded(model, row, one, each) for row in recited]) for one in (direction, *controls)]
             if falls[0] > 0 and np.mean(falls[1:]) <= 0.5 * falls[0]:
-                qualified[direction.place, each] = falls[0], -np.mean(falls[1:])
+                qualified[str(named(direction)), each] = falls[0], -np.mean(falls[1:])
     best = max(qualified.values())
-    assert qualified[chosen.place, dose] == pytest.approx(best)
+    assert qualified[str(named(chosen)), dose] == pytest.approx(best)
     assert max(row["fall"] for row in rows) == pytest.approx(best[0])
-    row = next(row for row in rows if (row["site"], row["layer"]) == tuple(chosen.place))
+    assert {row["layer"] for row in rows} == {0, 1, "0, 1"}
+    row = next(row for row in rows if {"site": row["site"], "layer": row["layer"]} == named(chosen))
     paid = mean_nll(model, tuning, chosen, dose) - mean_nll(model, tuning, chosen, 0.0)
     assert np.log1p(row["cost"]) == pytest.approx(paid, abs=1e-4)
 
@@ -79,3 +89,16 @@ def test_no_dose_above_the_price_and_nothing_to_choose_by(known):
         choose_specific(model, directions, records, tuning, cost=-1.0, **settings)
     with pytest.raises(InputError, match="none of the 6 records is recited"):
         choose_specific(model, directions, [row[::-1].copy() for row in records[:6]], tuning, **settings)
+
+
+def test_sets_are_the_first_layers_of_each_site():
+    vector = np.ones(2)
+    places = [(site, layer) for layer in (4, 1, 9, 2, 7) for site in ("mlp_out", "attn_out")]
+    directions = [Direction(Place(*place), vector, vector, vector) for place in places]
+    layers = [[one.place.layer for one in chosen] for chosen in together(directions)]
+    assert layers == [[1, 2], [1, 2, 4, 7], [1, 2, 4, 7, 9]] * 2
+    assert [{one.place.site for one in chosen} for chosen in together(directions)] == [{"mlp_out"}] * 3 + [
+        {"attn_out"}
+    ] * 3
+    assert together(directions[:2]) == []
+    assert len(together(directions[:4])) == 2

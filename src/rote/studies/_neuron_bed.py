@@ -278,17 +278,18 @@ def repetition(
         ("random tokens", {"vocabulary": model.vocab_size}, "matched"),
     ):
         repeated = repeated_segments(effort.segments, **source, **cut, negatives=negatives, seed=seed)
-        there = ActivationStore.capture(
-            model, repeated, sites=list({site, memory.place.site}), layers=list({layer, memory.layer})
-        )
+        there = ActivationStore.capture(model, repeated, sites=site, layers=layer)
         probe = train_probe(there, repeated, site=site, layer=layer, **kept)
-        same = train_probe(there, repeated, site=memory.place.site, layer=memory.layer, **kept)
+        read = ActivationStore.capture(
+            model, repeated, sites=memory.place.site, layers=sorted({each.layer for each in probes.values()})
+        )
+        same = train_probe(read, repeated, site=memory.place.site, layer=memory.layer, **kept)
         found[name] = {
             "auroc": probe.report.probe.auroc.as_dict(),
             "site": site,
             "layer": layer,
             "output only": probe.report.outputs.auroc.value,
-            **{f"probe {which}": cross_auroc(each, there, repeated) for which, each in probes.items()},
+            **{f"probe {which}": cross_auroc(each, read, repeated) for which, each in probes.items()},
             "on memorized tokens": cross_auroc(probe, acts, labels),
             "cosine": cosine(memory, same),
             # how far the model itself uses the repetition

@@ -6,7 +6,7 @@
 Place and dose are chosen on passages copied as often as those that are judged; then the direction at that place is made
 again from both of the other thirds.
 
-Beside it, with the same reader: random directions at the same dose, and at the dose that costs as much.
+Beside it, with the same readers: random directions at the same dose, and at the dose that costs as much.
 
 Knows the library's neuron tools. Knows nothing about: claims, how the models were trained.
 """
@@ -24,7 +24,7 @@ from rote.runtime import derive_seed
 
 if TYPE_CHECKING:
     from rote.internals.neurons import ActivationStore, TokenLabels
-    from rote.internals.neurons.intervention import Direction
+    from rote.internals.neurons.intervention import Directions
     from rote.models.causal_lm import CausalLM
 
 WEIGHTED = "weighted"
@@ -48,8 +48,9 @@ def steer_thirds(
     """(places tried, dose responses), one third of the passages after the other. copied: copies of every passage."""
     from rote.internals.neurons import ordinary_tokens
     from rote.internals.neurons.dose_response import dose_response
+    from rote.internals.neurons.intervention import each, named
     from rote.internals.neurons.placement import class_direction
-    from rote.internals.neurons.specific import choose_specific
+    from rote.internals.neurons.specific import choose_specific, together
     from rote.internals.neurons.splits import group_folds
     from rote.records.table import RecordTable
 
@@ -66,16 +67,18 @@ def steer_thirds(
         directions = [class_direction(stored, train, place, ordinary=ordinary) for place in acts.arrays]
         try:
             direction, dose, tried = choose_specific(
-                model, directions, records_of(tune, copied, recited_from), tuning, cost=price, prefix=prefix,
-                suffix=suffix, seed=seed,
+                model, [*directions, *together(directions)], records_of(tune, copied, recited_from), tuning,
+                cost=price, prefix=prefix, suffix=suffix, seed=seed,
             )  # fmt: skip
         except InputError:  # nowhere is it the direction that works: nothing is changed, and it shows
             direction, dose, tried = directions[0], 0.0, []
-        chosen = tuple(direction.place)
         others = labels.take(part != number)
-        again = class_direction(acts.take(part != number, others), others, direction.place, ordinary=ordinary)
+        stored = acts.take(part != number, others)
+        again = [class_direction(stored, others, one.place, ordinary=ordinary) for one in each(direction)]
+        where = named(direction)
         places += [
-            {"part": number, "mode": WEIGHTED, **row, "chosen": (row["site"], row["layer"]) == chosen} for row in tried
+            {"part": number, "mode": WEIGHTED, **row, "chosen": {key: row[key] for key in where} == where}
+            for row in tried
         ]
         records = records_of(test, copied, recited_from)
         settings: dict[str, Any] = {
@@ -98,7 +101,7 @@ def records_of(labels: TokenLabels, copied: Mapping[str, int], least: int) -> li
 
 def at_equal_cost(
     model: CausalLM,
-    direction: Direction,
+    direction: Directions,
     test: TokenLabels,
     dose: float,
     tuning: Sequence[np.ndarray],
@@ -107,14 +110,14 @@ def at_equal_cost(
     """Mean over random directions, each at the dose that costs on tuning text what the selected one costs there."""
     from rote.internals.neurons import dose_at_cost
     from rote.internals.neurons.dose_response import dose_response, perplexity, sequence_logp
-    from rote.internals.neurons.intervention import intervene, random_direction
+    from rote.internals.neurons.intervention import intervene, random_directions
 
     base = perplexity(sequence_logp(model, tuning)[0])
     with intervene(model, direction, mode=WEIGHTED, scale=dose):
         paid = perplexity(sequence_logp(model, tuning)[0]) / base - 1
     rows = []
     for number in range(RANDOM):
-        other = random_direction(direction, seed=settings["seed"] + number)
+        other = random_directions(direction, seed=settings["seed"] + number)
         equal, _ = dose_at_cost(model, other, tuning, cost=max(paid, 1e-6), mode=WEIGHTED, largest=4 * dose, steps=6)
         rows.append(dose_response(model, other, test, scales=(equal,), random_controls=0, **settings)[-1])
     numbers = [key for key, value in rows[0].items() if isinstance(value, float)]

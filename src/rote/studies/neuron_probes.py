@@ -1,6 +1,6 @@
 """Study: recited tokens seen in activations (Slonski 2024, arXiv 2412.01014).
 
-A Hubble bed with two arms that differ in copies only: `perturbed` saw 96 passages 64 times and 24 passages 256 times,
+A Hubble bed with two arms that differ in copies only: `perturbed` saw 80 passages 64 times and 40 passages 256 times,
 `standard` none of them. Tokens are memorized (M: p > .5 in perturbed, < .1 in standard), certain (C: p > .5 in both)
 or uncertain (U: p < .3 in passages planted in neither). The paper's full text was not available: claims and thresholds
 are those fixed for the small-scale replication, where near-perfect accuracy is not to be promised.
@@ -35,7 +35,7 @@ from rote.studies._neuron_figures import (
 from rote.studies.protocol import Claim, Study, StudyContext
 
 ARMS = ("standard", "perturbed")
-LEVELS = {0: 160, 64: 96, 256: 24}  # copies -> passages
+LEVELS = {0: 160, 64: 80, 256: 40}  # copies -> passages
 DOSES = (1.0, 2.0)
 
 CLAIMS = (

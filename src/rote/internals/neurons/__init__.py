@@ -22,7 +22,14 @@ _HOMES = {
     "coordinates": ("RunningMoments", "rank_auroc", "standardised_mean_difference"),
     "discriminant": ("fisher_reader",),
     "dose_response": ("dose_at_cost", "kind_nll", "sequence_logp"),
-    "intervention": ("Direction", "intervene", "load_direction", "random_direction", "save_direction"),
+    "intervention": (
+        "Direction",
+        "intervene",
+        "load_direction",
+        "random_direction",
+        "random_directions",
+        "save_direction",
+    ),
     "placement": ("choose_place", "class_direction"),
     "probe_files": ("load_probe", "save_probe"),
     "probes": ("Probe", "ProbeReport", "cosine", "cross_auroc", "permuted_auroc", "sequence_score", "train_probe"),
@@ -30,7 +37,7 @@ _HOMES = {
     "scoring": ("ScoredText", "score_texts", "token_scores"),
     "selection": ("Unit", "UnitSelection", "histograms", "select_units"),
     "sites": ("SITES", "Place", "output_matrix"),
-    "specific": ("choose_specific",),
+    "specific": ("choose_specific", "together"),
     "token_labels": ("TokenLabels",),
 }
 

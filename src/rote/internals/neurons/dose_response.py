@@ -18,8 +18,8 @@ import torch
 from jaxtyping import Float, Int
 
 from rote.errors import InputError
-from rote.internals.neurons.intervention import Direction, intervene, random_direction
-from rote.internals.neurons.stream import outputs_at, run_batches
+from rote.internals.neurons.intervention import Directions, intervene, random_directions
+from rote.internals.neurons.stream import next_tokens, run_batches
 
 if TYPE_CHECKING:
     from rote.internals.neurons.token_labels import TokenLabels
@@ -37,16 +37,14 @@ def sequence_logp(
     logp = [np.full(len(sequence), np.nan) for sequence in sequences]
     greedy = [np.full(len(sequence), -1, np.int64) for sequence in sequences]
     for batch in run_batches(model, sequences):
-        for i, row in enumerate(batch.rows):
-            first = 1 - batch.bos
-            length = len(sequences[row])
-            if length <= first:
-                continue
-            inside = batch.hidden[i, : length - first]
-            targets = batch.ids[i, 1 : length - first + 1]
-            logp[row][first:] = outputs_at(model, inside, targets)[:, 0]
-            with torch.inference_mode():
-                greedy[row][first:] = model.logits(inside).argmax(-1).cpu().numpy()
+        first = 1 - batch.bos
+        lengths = [max(len(sequences[row]) - first, 0) for row in batch.rows]
+        inside = torch.cat([batch.hidden[i, :length] for i, length in enumerate(lengths)])
+        targets = torch.cat([batch.ids[i, 1 : length + 1] for i, length in enumerate(lengths)])
+        mine, best = next_tokens(model, inside, targets)
+        ends = np.cumsum(lengths)
+        for row, end, length in zip(batch.rows, ends, lengths, strict=True):
+            logp[row][first:], greedy[row][first:] = mine[end - length : end], best[end - length : end]
     return logp, greedy
 
 
@@ -79,7 +77,7 @@ def kind_nll(model: CausalLM, labels: TokenLabels) -> dict[str, float]:
 
 def dose_response(
     model: CausalLM,
-    direction: Direction,
+    direction: Directions,
     labels: TokenLabels,
     *,
     heldout: Tokens,
@@ -105,7 +103,7 @@ def dose_response(
             rows.append(_row("selected", mode, scale, _measure(model, labels, heldout, records, prefix, suffix), base))
         control = []
         for number in range(random_controls):
-            other = random_direction(direction, seed=seed + number)
+            other = random_directions(direction, seed=seed + number)
             with intervene(model, other, mode=mode, scale=scale, positions=positions):
                 measured = _measure(model, labels, heldout, records, prefix, suffix)
             control.append(_row("random", mode, scale, measured, base))
@@ -116,7 +114,7 @@ def dose_response(
 
 def dose_at_cost(
     model: CausalLM,
-    direction: Direction,
+    direction: Directions,
     heldout: Tokens,
     *,
     cost: float = 0.03,

@@ -24,7 +24,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,8 @@ MODES = ("diff-means", "projection", "set-to-mean", "weighted")
 UNBOUNDED = ("diff-means", "weighted")  # modes whose dose may exceed 1
 POSITIONS = ("all", "last")
 FORMAT = "rote direction"
-VERSION = 1
+VERSION = 2
+VECTORS = ("mean1", "mean0", "w", "reader")
 
 
 @dataclass(frozen=True)
@@ -110,10 +111,29 @@ def subtract_weighted(
     return h - scale * ((h - mean0) @ reader)[..., None] * delta
 
 
+#: One change, or several made together, each at its own place.
+Directions = Direction | Sequence[Direction]
+
+
+def each(direction: Directions) -> list[Direction]:
+    """The single changes."""
+    return [direction] if isinstance(direction, Direction) else list(direction)
+
+
+def named(direction: Directions) -> dict[str, Any]:
+    """Where it is, for a table: {"site", "layer"}; several layers are one text, "0, 1, 2"."""
+    places = [one.place for one in each(direction)]
+    layers = [place.layer for place in places]
+    return {
+        "site": ", ".join(dict.fromkeys(place.site for place in places)),
+        "layer": layers[0] if len(layers) == 1 else ", ".join(map(str, layers)),
+    }
+
+
 @contextmanager
 def intervene(
     model: Any,
-    direction: Direction,
+    direction: Directions,
     *,
     mode: str = "diff-means",
     scale: float = 1.0,
@@ -121,19 +141,18 @@ def intervene(
 ) -> Iterator[None]:
     """Run the body with the change in place; the hook is gone on leaving, whatever happens inside.
 
-    model: a CausalLM or the transformers model itself (`generate` works inside). scale: the dose c; above 1 only for
-    diff-means and weighted, because beyond the mean the other two would push to the other side.
+    model: a CausalLM or the transformers model itself (`generate` works inside). direction: one, or several at
+    different places, all at the same dose; later ones meet what earlier ones have changed. scale: the dose c; above 1
+    only for diff-means and weighted, because beyond the mean the other two would push to the other side.
     Raises InputError for an unknown mode, a dose out of range, no units, or a width that is not the model's.
     """
-    check_mode(direction, mode=mode, scale=scale, positions=positions)
     hf = getattr(model, "hf", model)
-    (place,) = parse_places(hf, direction.place.site, direction.place.layer)
-    change = _Change(direction, mode, scale, positions)
-    handle = attach(hf, place, change)
-    try:
+    with ExitStack() as hooks:
+        for one in each(direction):
+            check_mode(one, mode=mode, scale=scale, positions=positions)
+            (place,) = parse_places(hf, one.place.site, one.place.layer)
+            hooks.callback(attach(hf, place, _Change(one, mode, scale, positions)).remove)
         yield
-    finally:
-        handle.remove()
 
 
 def check_mode(direction: Direction, *, mode: str, scale: float, positions: str = "all") -> None:
@@ -206,26 +225,36 @@ def random_direction(direction: Direction, *, seed: int = 0) -> Direction:
     return replace(direction, mean1=direction.mean0 + delta, w=w, units=tuple(int(unit) for unit in units))
 
 
-def save_direction(direction: Direction, folder: str | Path, settings: dict[str, Any]) -> None:
+def random_directions(direction: Directions, *, seed: int = 0) -> list[Direction]:
+    """A random one (`random_direction`) for each of them."""
+    return [random_direction(one, seed=seed) for one in each(direction)]
+
+
+def save_direction(direction: Directions, folder: str | Path, settings: dict[str, Any]) -> None:
     """direction.safetensors and direction.json in `folder`: what is needed to intervene again with `settings`."""
     from safetensors.numpy import save
 
     folder = Path(folder)
-    vectors = {"mean1": direction.mean1, "mean0": direction.mean0, "w": direction.w}
-    if direction.reader is not None:
-        vectors["reader"] = direction.reader
-    content = save({name: np.ascontiguousarray(value, np.float64) for name, value in vectors.items()})
+    directions = each(direction)
+    vectors = {
+        f"{number}.{name}": np.ascontiguousarray(value, np.float64)
+        for number, one in enumerate(directions)
+        for name in VECTORS
+        if (value := getattr(one, name)) is not None
+    }
+    content = save(vectors)
     meta = {
         "format": FORMAT, "version": VERSION, "sha256": hashlib.sha256(content).hexdigest(),
-        "site": direction.place.site, "layer": direction.place.layer, "units": list(direction.units),
-        "model": direction.model, "settings": settings,
+        "places": [{"site": one.place.site, "layer": one.place.layer, "units": list(one.units)} for one in directions],
+        "model": directions[0].model, "settings": settings,
     }  # fmt: skip
     write_atomic(folder / "direction.safetensors", content)
     write_atomic(folder / "direction.json", json.dumps(meta, indent=1, allow_nan=False) + "\n")
 
 
-def load_direction(folder: str | Path) -> tuple[Direction, dict[str, Any]]:
-    """(direction, settings) as `save_direction` wrote them: `with intervene(model, direction, **settings): ...`.
+def load_direction(folder: str | Path) -> tuple[Directions, dict[str, Any]]:
+    """(direction, or several made together; settings) as `save_direction` wrote them:
+    `with intervene(model, direction, **settings): ...`.
 
     Raises InputError for files that are not a direction, RunMismatchError when the two do not belong together.
     """
@@ -241,11 +270,15 @@ def load_direction(folder: str | Path) -> tuple[Direction, dict[str, Any]]:
         raise InputError(f"{folder}: holds no direction that can be read ({type(error).__name__})") from None
     if not isinstance(meta, dict) or meta.get("format") != FORMAT or meta.get("version") != VERSION:
         raise InputError(f"{folder / 'direction.json'}: is not a direction of version {VERSION}")
-    if hashlib.sha256(content).hexdigest() != meta["sha256"] or meta["site"] not in SITES:
+    if hashlib.sha256(content).hexdigest() != meta["sha256"] or any(row["site"] not in SITES for row in meta["places"]):
         raise RunMismatchError(f"{folder}: direction.safetensors does not belong to direction.json; treat again")
-    place = Place(meta["site"], int(meta["layer"]))
-    units = tuple(int(unit) for unit in meta["units"])
-    direction = Direction(
-        place, vectors["mean1"], vectors["mean0"], vectors["w"], units, meta["model"], vectors.get("reader")
-    )
-    return direction, meta["settings"]
+    directions = [
+        Direction(
+            Place(row["site"], int(row["layer"])),
+            units=tuple(int(unit) for unit in row["units"]),
+            model=meta["model"],
+            **{name: vectors.get(f"{number}.{name}") for name in VECTORS},
+        )
+        for number, row in enumerate(meta["places"])
+    ]
+    return (directions[0] if len(directions) == 1 else directions), meta["settings"]

@@ -139,6 +139,7 @@ def train_probe(
 ) -> Probe:
     """Fit a probe at one site and layer, and judge it, its control and its baselines by cross-validation over passages.
 
+    Kinds of negative tokens weigh alike, however many tokens there are of each (`cross_validation`).
     layer: None picks, inside every training part, the layer whose probe is best there; the held-out figures then
     include that choice. against: kinds of tokens that are negative (default: every other kind); compare with uncertain
     ones and with certain ones separately before believing either. control: a model that never saw the texts, or its
@@ -152,10 +153,11 @@ def train_probe(
     other = _control_store(control, labels, site, layers)
     against = tuple(against) if against else tuple(name for i, name in enumerate(labels.kinds) if i != 1)
     rows = np.flatnonzero(labels.versus(*against))
-    label, group = labels.label[rows], labels.units_of_split(groups)[rows]
+    label, kind, group = labels.label[rows], labels.kind[rows], labels.units_of_split(groups)[rows]
     fold = group_folds(group, label, folds=folds, seed=seed)
     weight = group_weights(group, seed=seed)
     outputs = acts.outputs[rows]
+    fitted = {"c": c, "kind": kind}
 
     def judged(scores: np.ndarray) -> Judged:
         return judge(scores, label, fold, group, weight)
@@ -163,11 +165,11 @@ def train_probe(
     def by_layer(store: ActivationStore | None) -> dict[int, np.ndarray]:
         if store is None:
             return {}
-        return {at: out_of_fold(store[site, at][rows], label, fold, c=c) for at in layers}
+        return {at: out_of_fold(store[site, at][rows], label, fold, **fitted) for at in layers}
 
     mine, theirs = by_layer(acts), by_layer(other)
     if layer is None and len(layers) > 1:
-        scores, picks = _nested(acts, site, layers, rows, label, group, fold, mine, c, seed)
+        scores, picks = _nested(acts, site, layers, rows, label, kind, group, fold, mine, c, seed)
         layer = _best_layer(mine, label, fold)
         reference = None if other is None else _by_pick(theirs, picks, fold)
     else:
@@ -179,9 +181,9 @@ def train_probe(
         judged(scores),
         control_judged,
         None if reference is None else difference(scores, reference, label, fold, group, weight),
-        judged(out_of_fold(outputs, label, fold, c=c)),
+        judged(out_of_fold(outputs, label, fold, **fitted)),
         judged(outputs[:, 0].astype(np.float64) + np.log(2)),  # called recited from p = .5 on, as labels are
-        judged(out_of_fold(inside, label, fold, c=c)),
+        judged(out_of_fold(inside, label, fold, **fitted)),
         against,
         {name: count for name, count in labels.counts.items() if name in (labels.kinds[1], *against)},
         _notes(labels, other),
@@ -197,7 +199,7 @@ def train_probe(
         for at in layers
     )
     return Probe(
-        Place(site, layer), fit_linear(values, label, c=c), values[label].mean(0), values[~label].mean(0), report,
+        Place(site, layer), fit_linear(values, label, **fitted), values[label].mean(0), values[~label].mean(0), report,
         table, acts.model, None if other is None else other.model, labels.fingerprint, labels.rule,
     )  # fmt: skip
 
@@ -288,6 +290,7 @@ def _nested(
     layers: list[int],
     rows: Int[np.ndarray, " tokens"],
     label: Bool[np.ndarray, " tokens"],
+    kind: Int[np.ndarray, " tokens"],
     group: Int[np.ndarray, " tokens"],
     fold: Int[np.ndarray, " tokens"],
     scores: Mapping[int, np.ndarray],
@@ -299,7 +302,8 @@ def _nested(
     for number in np.unique(fold).tolist():
         train = fold != number
         inner = group_folds(group[train], label[train], folds=3, seed=seed)
-        trial = {at: out_of_fold(acts[site, at][rows[train]], label[train], inner, c=c) for at in layers}
+        fitted = {"c": c, "kind": kind[train]}
+        trial = {at: out_of_fold(acts[site, at][rows[train]], label[train], inner, **fitted) for at in layers}
         picks[number] = _best_layer(trial, label[train], inner)
     return _by_pick(scores, picks, fold), picks
 

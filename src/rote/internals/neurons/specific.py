@@ -22,7 +22,7 @@ import numpy as np
 
 from rote.errors import InputError
 from rote.internals.neurons.dose_response import Tokens, perplexity, recited, sequence_logp
-from rote.internals.neurons.intervention import Direction, intervene, random_direction
+from rote.internals.neurons.intervention import Direction, Directions, intervene, named, random_directions
 from rote.runtime import derive_seed
 
 if TYPE_CHECKING:
@@ -32,9 +32,21 @@ DOSES = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0)
 SHARE = 1 / 3
 
 
+def together(directions: Sequence[Direction], sets: int = 3) -> list[list[Direction]]:
+    """Of each site the first 2 to all of its layers, at most `sets` sets. What is taken out early is written again
+    further up, so that several small changes go further than a large one and disturb other text less."""
+    found = []
+    for site in dict.fromkeys(one.place.site for one in directions):
+        mine = sorted((one for one in directions if one.place.site == site), key=lambda one: one.place.layer)
+        if len(mine) > 1:
+            sizes = np.linspace(2, len(mine), min(sets, len(mine) - 1)).round().astype(int)
+            found += [mine[:size] for size in sizes]
+    return found
+
+
 def choose_specific(
     model: CausalLM,
-    directions: Sequence[Direction],
+    directions: Sequence[Directions],
     records: Tokens,
     tuning: Tokens,
     *,
@@ -47,23 +59,24 @@ def choose_specific(
     suffix: int = 16,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[Direction, float, list[dict[str, Any]]]:
+) -> tuple[Directions, float, list[dict[str, Any]]]:
     """(direction, dose, one row per place: site, layer, dose, cost, fall, random_fall).
 
-    directions: one per place. records: at least `prefix` + `suffix` tokens each; those that the untouched model does
-    not recite are left out. tuning: ordinary text for the price. doses: from the smallest until the price is reached.
+    directions: one per place, or several made together (`together`). records: at least `prefix` + `suffix` tokens each;
+    those that the untouched model does not recite are left out. tuning: ordinary text for the price. doses: from the
+    smallest until the price is reached.
     A row's dose is None where no dose qualifies. Of equal falls the one with less under random directions counts.
     Raises InputError when no record is recited, or no place has a dose that qualifies.
     """
 
-    def under(direction: Direction | None, dose: float) -> Any:
+    def under(direction: Directions | None, dose: float) -> Any:
         return intervene(model, direction, mode=mode, scale=dose) if direction else nullcontext()
 
-    def reciting(direction: Direction | None, dose: float, which: Tokens) -> np.ndarray:
+    def reciting(direction: Directions | None, dose: float, which: Tokens) -> np.ndarray:
         with under(direction, dose):
             return recited(sequence_logp(model, which)[1], which, prefix=prefix, suffix=suffix)
 
-    def paid(direction: Direction | None, dose: float) -> float:
+    def paid(direction: Directions | None, dose: float) -> float:
         with under(direction, dose):
             return perplexity(sequence_logp(model, tuning)[0])
 
@@ -75,10 +88,10 @@ def choose_specific(
     rows = []
     for number, direction in enumerate(directions):
         controls = [
-            random_direction(direction, seed=derive_seed(seed, "chosen against", each))
+            random_directions(direction, seed=derive_seed(seed, "chosen against", each))
             for each in range(random_controls)
         ]
-        row: dict[str, Any] = {"site": direction.place.site, "layer": direction.place.layer, "dose": None, "fall": 0.0}
+        row: dict[str, Any] = {**named(direction), "dose": None, "fall": 0.0}
         for dose in sorted(doses):
             price = paid(direction, dose) / base - 1
             if price >= cost:

@@ -104,3 +104,20 @@ def outputs_at(
         right = logp.gather(1, targets[start : start + step, None])[:, 0]
         parts.append(torch.stack([right, entropy, logp.amax(-1)], -1).float().cpu())
     return torch.cat(parts).numpy() if parts else np.zeros((0, 3), np.float32)
+
+
+def next_tokens(
+    model: CausalLM, hidden: Float[torch.Tensor, "rows width"], targets: Int[torch.Tensor, " rows"]
+) -> tuple[Float[np.ndarray, " rows"], Int[np.ndarray, " rows"]]:
+    """(log p(x_t), argmax) of the next-token distribution: `outputs_at` where only recitation counts."""
+    step = max(1, LOGIT_BYTES // (4 * model.vocab_size))
+    logp, best = [], []
+    with torch.inference_mode():
+        for start in range(0, len(hidden), step):
+            logits = model.logits(hidden[start : start + step])
+            right = logits.gather(1, targets[start : start + step, None])[:, 0]
+            logp.append((right - logits.logsumexp(-1)).float().cpu())
+            best.append(logits.argmax(-1).cpu())
+    if not logp:
+        return np.zeros(0, np.float32), np.zeros(0, np.int64)
+    return torch.cat(logp).numpy(), torch.cat(best).numpy()

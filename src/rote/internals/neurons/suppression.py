@@ -24,12 +24,22 @@ from jaxtyping import Int
 from rote.errors import InputError
 from rote.internals.neurons.activations import ActivationStore
 from rote.internals.neurons.dose_response import dose_at_cost, dose_response
-from rote.internals.neurons.intervention import MODES, UNBOUNDED, Direction, check_mode, intervene, save_direction
+from rote.internals.neurons.intervention import (
+    MODES,
+    UNBOUNDED,
+    Direction,
+    Directions,
+    check_mode,
+    each,
+    intervene,
+    named,
+    save_direction,
+)
 from rote.internals.neurons.placement import choose_place, class_direction
 from rote.internals.neurons.probes import train_probe
 from rote.internals.neurons.selection import select_units
 from rote.internals.neurons.sites import Place, blocks
-from rote.internals.neurons.specific import choose_specific
+from rote.internals.neurons.specific import choose_specific, together
 from rote.internals.neurons.splits import held_out
 from rote.internals.neurons.token_labels import TokenLabels
 from rote.runtime import derive_seed
@@ -52,9 +62,10 @@ NO_REFERENCE = (
 
 @dataclass(frozen=True)
 class Suppression:
-    """A direction with its settings. details: how it was found and what it does on passages it was not made from."""
+    """A direction, or several together, with settings. details: how it was found and what it does on passages it was
+    not made from."""
 
-    direction: Direction
+    direction: Directions
     mode: str
     scale: float
     positions: str
@@ -117,8 +128,9 @@ def fit_suppression(
     if ordinary is not None and scale is None:
         specific = _by_specificity(model, acts, labels, against, ordinary, tuning, cost, seed, notes)
     if specific is not None:
-        place, scale, table = specific
-        direction = class_direction(acts, labels, place, against=against, ordinary=ordinary)
+        places, scale, table = specific
+        made = [class_direction(acts, labels, place, against=against, ordinary=ordinary) for place in places]
+        direction = made[0] if len(made) == 1 else made
     elif mode == "set-to-mean":
         direction, table = _by_units(acts, labels, against, seed)
     elif layer is None:
@@ -132,18 +144,17 @@ def fit_suppression(
     if scale is None and mode in UNBOUNDED:
         scale, _ = dose_at_cost(model, direction, tuning, cost=cost, mode=mode)
     scale = 1.0 if scale is None else scale
-    check_mode(direction, mode=mode, scale=scale, positions=positions)
-    place = direction.place
+    for one in each(direction):
+        check_mode(one, mode=mode, scale=scale, positions=positions)
     details = {
-        "site": place.site,
-        "layer": place.layer,
+        **named(direction),
         "mode": mode,
         "scale": scale,
         "positions": positions,
-        "units": list(direction.units),
+        "units": [unit for one in each(direction) for unit in one.units],
         "labels": {**labels.rule, "counts": labels.counts},
         "places": table,
-        "probe": _probe(acts, labels, place, reference, seed, notes),
+        "probe": _probe(acts, labels, each(direction)[-1].place, reference, seed, notes),
         "held_out": _held_out(model, acts, labels, direction, testing, ordinary, mode, scale, positions, seed, notes),
     }
     paid = [row["cost"] for row in details["held_out"] or () if row["direction"] == "selected"]
@@ -211,8 +222,8 @@ def _by_units(acts, labels, against, seed: int) -> tuple[Direction, list[dict[st
 
 def _by_specificity(
     model, acts, labels, against, ordinary, tuning, cost: float, seed: int, notes: list[str]
-) -> tuple[Place, float, list[dict[str, Any]]] | None:
-    """(place, dose, table) on passages set aside from those that `_held_out` does not judge."""
+) -> tuple[list[Place], float, list[dict[str, Any]]] | None:
+    """(places, dose, table) on passages set aside from those that `_held_out` does not judge."""
     try:
         free = ~held_out(labels.units_of_split(), labels.label, share=0.3, seed=seed)
         rest = labels.take(free)
@@ -223,12 +234,19 @@ def _by_specificity(
         texts = [labels.sequences[sample] for sample in np.unique(tune.sample[tune.label])]
         texts = [text for text in texts if len(text) >= 2 * RECITED]
         direction, dose, table = choose_specific(
-            model, directions, texts, tuning, cost=cost, prefix=RECITED, suffix=RECITED, seed=seed
+            model,
+            [*directions, *together(directions)],
+            texts,
+            tuning,
+            cost=cost,
+            prefix=RECITED,
+            suffix=RECITED,
+            seed=seed,
         )
     except InputError as error:
         notes.append(f"the dose is the largest for the price: {error}")
         return None
-    return direction.place, dose, table
+    return [one.place for one in each(direction)], dose, table
 
 
 def _probe(acts, labels, place: Place, reference, seed: int, notes: list[str]) -> dict[str, Any] | None:
@@ -241,7 +259,7 @@ def _probe(acts, labels, place: Place, reference, seed: int, notes: list[str]) -
 
 
 def _held_out(
-    model, acts, labels, direction: Direction, testing, ordinary, mode, scale, positions, seed: int, notes: list[str]
+    model, acts, labels, direction: Directions, testing, ordinary, mode, scale, positions, seed: int, notes: list[str]
 ) -> list[dict[str, Any]] | None:
     """Dose response of a direction from 70 % of the passages, on the tokens of the others."""
     try:
@@ -251,7 +269,7 @@ def _held_out(
         return None
     train = labels.take(~test)
     part = acts.take(~test, train)
-    trial = class_direction(part, train, direction.place, units=direction.units, ordinary=ordinary)
+    trial = [class_direction(part, train, one.place, units=one.units, ordinary=ordinary) for one in each(direction)]
     return dose_response(
         model, trial, labels.take(test), heldout=testing, mode=mode, scales=(scale,), positions=positions, seed=seed
     )
