@@ -9,6 +9,7 @@ import torch
 from rote.errors import InputError
 from rote.internals.neurons import (
     ActivationStore,
+    Part,
     TokenLabels,
     choose_specific,
     class_direction,
@@ -17,6 +18,7 @@ from rote.internals.neurons import (
 )
 from rote.internals.neurons.intervention import Direction, intervene, named
 from rote.internals.neurons.sites import Place
+from rote.internals.neurons.splits import group_folds
 from rote.models import CausalLM
 from rote.records import read_records
 from rote.runtime import derive_seed
@@ -26,18 +28,22 @@ DOSES, PREFIX, SUFFIX = (1.0, 3.0), 4, 6
 
 @pytest.fixture(scope="module")
 def known(memorizer):
+    """Two halves of the memorized passages, each with directions of the other half; and ordinary text."""
     model = CausalLM.load(memorizer[0], device="cpu")
     forget, retain = (read_records([file]) for file in memorizer[1:3])
     labels = TokenLabels.from_samples(model, memorized=forget, other=retain, long="truncate")
     acts = ActivationStore.capture(model, labels, sites=("mlp_out", "attn_out"))
-    single = [class_direction(acts, labels, place, ordinary=acts) for place in acts.arrays]
-    directions = [*single, *together(single)]
-    texts = {
-        name: [np.asarray(e.ids, np.int64) for e in model.encode(list(table.column("text")))]
-        for name, table in (("forget", forget), ("retain", retain))
-    }
-    records = [row for row in texts["forget"] if len(row) >= PREFIX + SUFFIX]
-    return model, directions, records, texts["retain"][:6]
+    half = group_folds(labels.units_of_split(), labels.label, folds=2, seed=0)
+    texts = [np.asarray(e.ids, np.int64) for e in model.encode(list(retain.column("text")))][:6]
+    parts = []
+    for number in (0, 1):
+        train, test = labels.take(half != number), labels.take(half == number)
+        stored = acts.take(half != number, train)
+        single = [class_direction(stored, train, place, ordinary=acts) for place in acts.arrays]
+        records = [labels.sequences[sample] for sample in np.unique(test.sample[test.label])]
+        records = [row for row in records if len(row) >= PREFIX + SUFFIX]
+        parts.append(Part([*single, *together(single)], records, texts[3 * number : 3 * number + 3]))
+    return model, parts
 
 
 def decoded(model: CausalLM, record: np.ndarray, direction, dose: float) -> bool:
@@ -60,35 +66,49 @@ def mean_nll(model: CausalLM, texts, direction, dose: float) -> float:
 
 
 def test_the_most_effective_specific_dose_is_chosen(known):
-    model, directions, records, tuning = known
-    chosen, dose, rows = choose_specific(
-        model, directions, records, tuning, doses=DOSES, cost=10.0, share=0.5, prefix=PREFIX, suffix=SUFFIX
-    )
-    recited = [row for row in records if decoded(model, row, directions[0], 0.0)]
-    assert len(recited) > 0
-    qualified = {}
-    for direction in directions:
-        controls = [random_directions(direction, seed=derive_seed(0, "chosen against", each)) for each in (0, 1)]
-        for each in DOSES:
-            falls = [1 - np.mean([decoded(model, row, one, each) for row in recited]) for one in (direction, *controls)]
-            if falls[0] > 0 and np.mean(falls[1:]) <= 0.5 * falls[0]:
-                qualified[str(named(direction)), each] = falls[0], -np.mean(falls[1:])
-    best = max(qualified.values())
-    assert qualified[str(named(chosen)), dose] == pytest.approx(best)
-    assert max(row["fall"] for row in rows) == pytest.approx(best[0])
+    model, parts = known
+    best, dose, rows = choose_specific(model, parts, doses=DOSES, cost=10.0, share=0.5, prefix=PREFIX, suffix=SUFFIX)
+    assert [{"site": row["site"], "layer": row["layer"]} for row in rows] == [
+        named(place) for place in parts[0].directions
+    ]
     assert {row["layer"] for row in rows} == {0, 1, "0, 1"}
-    row = next(row for row in rows if {"site": row["site"], "layer": row["layer"]} == named(chosen))
-    paid = mean_nll(model, tuning, chosen, dose) - mean_nll(model, tuning, chosen, 0.0)
-    assert np.log1p(row["cost"]) == pytest.approx(paid, abs=1e-4)
+    recited = [[row for row in part.records if decoded(model, row, part.directions[0], 0.0)] for part in parts]
+    total = sum(map(len, recited))
+    assert all(recited)
+    qualified = {}
+    for number in range(len(rows)):
+        for each in DOSES:
+            falls = np.zeros(3)  # the directions, and two random ones for each
+            for part, records in zip(parts, recited, strict=True):
+                controls = [
+                    random_directions(part.directions[number], seed=derive_seed(0, "chosen against", k)) for k in (0, 1)
+                ]
+                for k, one in enumerate((part.directions[number], *controls)):
+                    falls[k] += sum(not decoded(model, row, one, each) for row in records)
+            if falls[0] > 0 and falls[1:].mean() <= 0.5 * falls[0]:
+                qualified[number, each] = falls[0] / total, -falls[1:].mean() / total
+    assert qualified[best, dose] == pytest.approx(max(qualified.values()))
+    assert rows[best]["fall"] == pytest.approx(qualified[best, dose][0])
+    assert rows[best]["random_fall"] == pytest.approx(-qualified[best, dose][1])
+    costs = [
+        np.exp(
+            mean_nll(model, part.tuning, part.directions[best], dose)
+            - mean_nll(model, part.tuning, part.directions[best], 0.0)
+        )
+        - 1
+        for part in parts
+    ]
+    assert rows[best]["cost"] == pytest.approx(np.mean(costs), abs=1e-4)
 
 
 def test_no_dose_above_the_price_and_nothing_to_choose_by(known):
-    model, directions, records, tuning = known
+    model, parts = known
     settings = {"doses": DOSES, "prefix": PREFIX, "suffix": SUFFIX}
     with pytest.raises(InputError, match="no place has a dose below"):
-        choose_specific(model, directions, records, tuning, cost=-1.0, **settings)
+        choose_specific(model, parts, cost=-1.0, **settings)
+    nothing = [Part(parts[0].directions, [row[::-1].copy() for row in parts[0].records[:6]], parts[0].tuning)]
     with pytest.raises(InputError, match="none of the 6 records is recited"):
-        choose_specific(model, directions, [row[::-1].copy() for row in records[:6]], tuning, **settings)
+        choose_specific(model, nothing, **settings)
 
 
 def test_sets_are_the_first_layers_of_each_site():

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 SITES = ("resid_post", "mlp_hidden", "mlp_out", "attn_out")
 STEERED = ("resid_post", "attn_out")  # sites whose coordinates are those of the residual stream
-WEIGHED = ("resid_post", "attn_out", "mlp_out")  # sites where every token may get its own dose
+WEIGHED = ("attn_out",)  # where every token may get its own dose: what attention writes is cheapest to take out
 CERTAINTY_SITES = ("resid_post", "mlp_hidden")
 SCALES = (0.5, 1.0, 2.0, 4.0)
 PREFIX, SUFFIX = 16, 16
@@ -41,7 +41,7 @@ class Effort:
     permutations: int = 20
     unit_permutations: int = 200
     segments: int = 300
-    random_directions: int = 2
+    random_directions: int = 4
     price: float = 0.02
     folds: int = 5
 
@@ -194,6 +194,7 @@ def steer_halves(
     dose from the other half and one part of the unseen text; everything reported on this half and the other part."""
     from rote.internals.neurons import choose_place, dose_at_cost
     from rote.internals.neurons.dose_response import dose_response
+    from rote.internals.neurons.intervention import named
     from rote.internals.neurons.splits import group_folds
 
     half = group_folds(labels.units_of_split(), labels.label, folds=2, seed=seed)
@@ -203,8 +204,9 @@ def steer_halves(
     for number in (0, 1):
         test, train = labels.take(half == number), labels.take(half != number)
         recited = records_of(test, copied, recited_from)
+        cheap = texts[0][::2]  # places are many: a half of the text tells them apart
         direction, places = choose_place(
-            model, acts.take(half != number, train), train, texts[0], cost=effort.price, steps=5
+            model, acts.take(half != number, train), train, cheap, cost=effort.price, steps=5, seed=seed
         )
         dose, _ = dose_at_cost(model, direction, texts[0], cost=effort.price, largest=8.0, steps=8)
         rows = dose_response(
@@ -214,9 +216,9 @@ def steer_halves(
         for row in rows:
             kind = "price" if row["scale"] == dose and dose not in SCALES else "fixed"
             found_doses.append({"part": number, "dose": kind, **row, "recited_records": len(recited)})
-        chosen = tuple(direction.place)
+        chosen = named(direction)
         found_places += [
-            {"part": number, "mode": "diff-means", **row, "chosen": (row["site"], row["layer"]) == chosen}
+            {"part": number, "mode": "diff-means", **row, "chosen": {key: row[key] for key in chosen} == chosen}
             for row in places
         ]
     return found_places, found_doses

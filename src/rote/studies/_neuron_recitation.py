@@ -1,10 +1,10 @@
-"""Recitation under every token's own dose: found on one third of the passages, tuned on the next, judged on the last.
+"""Recitation under every token's own dose, each third of the passages judged once, by what the other two say.
 
-    passages   direction and reader | place and dose | judged      each third is judged once
-    text       class 0, the reader  | price          | cost
+    passages   other two thirds: each tried with the directions of the other | judged
+    text       class 0, the reader | price                                   | cost
 
-Place and dose are chosen on passages copied as often as those that are judged; then the direction at that place is made
-again from both of the other thirds.
+Place and dose are chosen on passages copied as often as those that are judged; then the directions there are made again
+from both of the other thirds.
 
 Beside it, with the same readers: random directions at the same dose, and at the dose that costs as much.
 
@@ -49,8 +49,8 @@ def steer_thirds(
     from rote.internals.neurons import ordinary_tokens
     from rote.internals.neurons.dose_response import dose_response
     from rote.internals.neurons.intervention import each, named
-    from rote.internals.neurons.placement import class_direction
-    from rote.internals.neurons.specific import choose_specific, together
+    from rote.internals.neurons.placement import class_direction, together
+    from rote.internals.neurons.specific import Part, choose_specific
     from rote.internals.neurons.splits import group_folds
     from rote.records.table import RecordTable
 
@@ -62,20 +62,25 @@ def steer_thirds(
     ordinary = type(acts).capture(model, ordinary_tokens(model, table), sites=sites)
     places, doses = [], []
     for number in range(PARTS):
-        train, tune, test = (labels.take(part == (number + step) % PARTS) for step in (1, 2, 0))
-        stored = acts.take(part == (number + 1) % PARTS, train)
-        directions = [class_direction(stored, train, place, ordinary=ordinary) for place in acts.arrays]
+        test, others = labels.take(part == number), labels.take(part != number)
+        sides = [(number + step) % PARTS for step in (1, 2)]
+        parts = []
+        for step, (mine, other) in enumerate(zip(sides, sides[::-1], strict=True)):
+            train = labels.take(part == other)
+            stored = acts.take(part == other, train)
+            made = [class_direction(stored, train, place, ordinary=ordinary) for place in acts.arrays]
+            records = records_of(labels.take(part == mine), copied, recited_from)
+            parts.append(Part([*made, *together(made)], records, tuning[step::2]))
         try:
-            direction, dose, tried = choose_specific(
-                model, [*directions, *together(directions)], records_of(tune, copied, recited_from), tuning,
-                cost=price, prefix=prefix, suffix=suffix, seed=seed,
-            )  # fmt: skip
+            best, dose, tried = choose_specific(
+                model, parts, cost=price, prefix=prefix, suffix=suffix, random_controls=RANDOM, seed=seed
+            )
         except InputError:  # nowhere is it the direction that works: nothing is changed, and it shows
-            direction, dose, tried = directions[0], 0.0, []
-        others = labels.take(part != number)
+            best, dose, tried = 0, 0.0, []
+        chosen = [one.place for one in each(parts[0].directions[best])]
         stored = acts.take(part != number, others)
-        again = [class_direction(stored, others, one.place, ordinary=ordinary) for one in each(direction)]
-        where = named(direction)
+        again = [class_direction(stored, others, place, ordinary=ordinary) for place in chosen]
+        where = named(again)
         places += [
             {"part": number, "mode": WEIGHTED, **row, "chosen": {key: row[key] for key in where} == where}
             for row in tried

@@ -30,14 +30,14 @@ _HOMES = {
         "random_directions",
         "save_direction",
     ),
-    "placement": ("choose_place", "class_direction"),
+    "placement": ("choose_place", "class_direction", "together"),
     "probe_files": ("load_probe", "save_probe"),
     "probes": ("Probe", "ProbeReport", "cosine", "cross_auroc", "permuted_auroc", "sequence_score", "train_probe"),
     "repetition": ("repeated_segments",),
     "scoring": ("ScoredText", "score_texts", "token_scores"),
     "selection": ("Unit", "UnitSelection", "histograms", "select_units"),
     "sites": ("SITES", "Place", "output_matrix"),
-    "specific": ("choose_specific", "together"),
+    "specific": ("Part", "choose_specific"),
     "token_labels": ("TokenLabels",),
 }
 

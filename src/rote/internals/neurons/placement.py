@@ -1,8 +1,9 @@
 """Which site and layer to intervene at: where the most recitation is lost for the same price.
 
 For every candidate place the class means are taken, the largest dose is found that costs less than `cost` of perplexity
-on tuning text, and the rise in NLL of the labelled memorized tokens at that dose decides. Probing accuracy does not
-decide: a place can tell recited tokens apart without causing them (late layers do).
+on tuning text, and the rise in NLL of the labelled memorized tokens at that dose decides, among the places where random
+directions of the same norm do at most `SHARE` of it (where there are any: elsewhere it is the disturbance that works).
+Probing accuracy does not decide: a place can tell recited tokens apart without causing them (late layers do).
 
 Everything here uses training passages and tuning text only; what a treatment achieves is measured on others.
 Inferred: how the paper chose its layers is not known here.
@@ -19,13 +20,17 @@ from rote.errors import InputError
 from rote.internals.neurons.cross_validation import fit_linear
 from rote.internals.neurons.discriminant import fisher_reader
 from rote.internals.neurons.dose_response import Tokens, dose_at_cost, kind_nll
-from rote.internals.neurons.intervention import UNBOUNDED, Direction, intervene
+from rote.internals.neurons.intervention import UNBOUNDED, Direction, Directions, intervene, named, random_directions
 from rote.internals.neurons.sites import Place
+from rote.runtime import derive_seed
 
 if TYPE_CHECKING:
     from rote.internals.neurons.activations import ActivationStore
     from rote.internals.neurons.token_labels import TokenLabels
     from rote.models.causal_lm import CausalLM
+
+SHARE = 1 / 5
+RANDOM = 2
 
 
 def class_direction(
@@ -52,6 +57,18 @@ def class_direction(
     return Direction(Place(*place), *means, w, tuple(int(unit) for unit in units), acts.model, reader)
 
 
+def together(directions: Sequence[Direction], sets: int = 3) -> list[list[Direction]]:
+    """Of each site the first 2 to all of its layers, at most `sets` sets. What is taken out early is written again
+    further up, so that several small changes go further than a large one and disturb other text less."""
+    found = []
+    for site in dict.fromkeys(one.place.site for one in directions):
+        mine = sorted((one for one in directions if one.place.site == site), key=lambda one: one.place.layer)
+        if len(mine) > 1:
+            sizes = np.linspace(2, len(mine), min(sets, len(mine) - 1)).round().astype(int)
+            found += [mine[:size] for size in sizes]
+    return found
+
+
 def choose_place(
     model: CausalLM,
     acts: ActivationStore,
@@ -64,9 +81,11 @@ def choose_place(
     cost: float = 0.03,
     largest: float = 4.0,
     steps: int = 6,
+    seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[Direction, list[dict[str, Any]]]:
-    """(the direction at the best captured place, one row per place: site, layer, dose, cost, rise_memorized).
+) -> tuple[Directions, list[dict[str, Any]]]:
+    """(the direction at the best captured place, one row per place: site, layer, dose, cost, rise_memorized,
+    random_rise). Sets of places (`together`) are tried like single ones.
 
     tuning: ordinary text for the price. ordinary: as in `class_direction`, needed for weighted. largest: doses above it
     are not tried (1 for projection).
@@ -78,15 +97,28 @@ def choose_place(
     positive = labels.take(labels.label)
     name = labels.kinds[1]
     base = kind_nll(model, positive)[name]
-    rows, directions = [], []
-    for number, place in enumerate(acts.arrays):
-        direction = class_direction(acts, labels, place, against=against, ordinary=ordinary)
-        dose, paid = dose_at_cost(model, direction, tuning, cost=cost, mode=mode, largest=largest, steps=steps)
+    single = [class_direction(acts, labels, place, against=against, ordinary=ordinary) for place in acts.arrays]
+    directions = [*single, *together(single)]
+
+    def rise(direction: Directions, dose: float) -> float:
         with intervene(model, direction, mode=mode, scale=dose):
-            rise = kind_nll(model, positive)[name] - base
-        rows.append({"site": place.site, "layer": place.layer, "dose": dose, "cost": paid, "rise_memorized": rise})
-        directions.append(direction)
+            return kind_nll(model, positive)[name] - base
+
+    rows = []
+    for number, direction in enumerate(directions):
+        dose, paid = dose_at_cost(model, direction, tuning, cost=cost, mode=mode, largest=largest, steps=steps)
+        seeds = [derive_seed(seed, "placed against", each) for each in range(RANDOM)]
+        rows.append(
+            {
+                **named(direction),
+                "dose": dose,
+                "cost": paid,
+                "rise_memorized": rise(direction, dose),
+                "random_rise": float(np.mean([rise(random_directions(direction, seed=each), dose) for each in seeds])),
+            }
+        )
         if progress:
-            progress(number + 1, len(acts.arrays))
-    best = int(np.argmax([row["rise_memorized"] for row in rows]))
+            progress(number + 1, len(directions))
+    specific = [row["random_rise"] <= SHARE * row["rise_memorized"] for row in rows]
+    best = max(range(len(rows)), key=lambda number: (specific[number], rows[number]["rise_memorized"]))
     return directions[best], rows

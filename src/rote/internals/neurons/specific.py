@@ -15,14 +15,13 @@ Inferred: how the paper chose its layers and doses is not known here.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from rote.errors import InputError
 from rote.internals.neurons.dose_response import Tokens, perplexity, recited, sequence_logp
-from rote.internals.neurons.intervention import Direction, Directions, intervene, named, random_directions
+from rote.internals.neurons.intervention import Directions, intervene, named, random_directions
 from rote.runtime import derive_seed
 
 if TYPE_CHECKING:
@@ -32,23 +31,18 @@ DOSES = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0)
 SHARE = 1 / 3
 
 
-def together(directions: Sequence[Direction], sets: int = 3) -> list[list[Direction]]:
-    """Of each site the first 2 to all of its layers, at most `sets` sets. What is taken out early is written again
-    further up, so that several small changes go further than a large one and disturb other text less."""
-    found = []
-    for site in dict.fromkeys(one.place.site for one in directions):
-        mine = sorted((one for one in directions if one.place.site == site), key=lambda one: one.place.layer)
-        if len(mine) > 1:
-            sizes = np.linspace(2, len(mine), min(sets, len(mine) - 1)).round().astype(int)
-            found += [mine[:size] for size in sizes]
-    return found
+class Part(NamedTuple):
+    """Directions, one for each place (or several made together, `placement.together`); records they were not made
+    from, of `prefix` + `suffix` tokens or more; and ordinary text for the price."""
+
+    directions: Sequence[Directions]
+    records: Tokens
+    tuning: Tokens
 
 
 def choose_specific(
     model: CausalLM,
-    directions: Sequence[Directions],
-    records: Tokens,
-    tuning: Tokens,
+    parts: Sequence[Part],
     *,
     mode: str = "weighted",
     doses: Sequence[float] = DOSES,
@@ -59,56 +53,73 @@ def choose_specific(
     suffix: int = 16,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[Directions, float, list[dict[str, Any]]]:
-    """(direction, dose, one row per place: site, layer, dose, cost, fall, random_fall).
+) -> tuple[int, float, list[dict[str, Any]]]:
+    """(number of the place, dose, one row per place: site, layer, dose, cost, fall, random_fall).
 
-    directions: one per place, or several made together (`together`). records: at least `prefix` + `suffix` tokens each;
-    those that the untouched model does not recite are left out. tuning: ordinary text for the price. doses: from the
-    smallest until the price is reached.
+    parts: one or more, with the same places in the same order, such as the two halves of the passages, each tried with
+    the directions of the other; falls are shares of all their records, costs means over the parts. Records that the
+    untouched model does not recite are left out. doses: from the smallest until the price is reached.
     A row's dose is None where no dose qualifies. Of equal falls the one with less under random directions counts.
     Raises InputError when no record is recited, or no place has a dose that qualifies.
     """
-
-    def under(direction: Directions | None, dose: float) -> Any:
-        return intervene(model, direction, mode=mode, scale=dose) if direction else nullcontext()
-
-    def reciting(direction: Directions | None, dose: float, which: Tokens) -> np.ndarray:
-        with under(direction, dose):
-            return recited(sequence_logp(model, which)[1], which, prefix=prefix, suffix=suffix)
-
-    def paid(direction: Directions | None, dose: float) -> float:
-        with under(direction, dose):
-            return perplexity(sequence_logp(model, tuning)[0])
-
-    at_first = reciting(None, 0.0, records)
-    known = [record for record, is_recited in zip(records, at_first, strict=True) if is_recited]
-    if not known:
-        raise InputError(f"none of the {len(records)} records is recited: there is nothing to choose a dose by")
-    base = paid(None, 0.0)
+    tried = [_Tried(model, part, mode, prefix, suffix) for part in parts]
+    total = sum(len(part.known) for part in tried)
+    if not total:
+        raise InputError(
+            f"none of the {sum(len(part.records) for part in parts)} records is recited: there is nothing to choose a"
+            " dose by"
+        )
     rows = []
-    for number, direction in enumerate(directions):
-        controls = [
-            random_directions(direction, seed=derive_seed(seed, "chosen against", each))
-            for each in range(random_controls)
-        ]
-        row: dict[str, Any] = {**named(direction), "dose": None, "fall": 0.0}
+    for number, place in enumerate(parts[0].directions):
+        row: dict[str, Any] = {**named(place), "dose": None, "fall": 0.0}
+        seeds = [derive_seed(seed, "chosen against", each) for each in range(random_controls)]
         for dose in sorted(doses):
-            price = paid(direction, dose) / base - 1
+            price = float(np.mean([part.paid(part.directions[number], dose) for part in tried]))
             if price >= cost:
                 break
-            fall = 1 - float(reciting(direction, dose, known).mean())
+            fall = sum(part.fallen(part.directions[number], dose) for part in tried) / total
             if fall <= row["fall"]:
                 continue
-            random_fall = 1 - float(np.mean([reciting(control, dose, known).mean() for control in controls]))
+            under_random = [
+                part.fallen(random_directions(part.directions[number], seed=each), dose)
+                for part in tried
+                for each in seeds
+            ]
+            random_fall = sum(under_random) / (total * random_controls)
             if random_fall <= share * fall:
                 row |= {"dose": dose, "cost": price, "fall": fall, "random_fall": random_fall}
         rows.append(row)
         if progress:
-            progress(number + 1, len(directions))
+            progress(number + 1, len(parts[0].directions))
     best = max(range(len(rows)), key=lambda number: (rows[number]["fall"], -rows[number].get("random_fall", 1.0)))
     if rows[best]["dose"] is None:
         raise InputError(
             f"no place has a dose below {cost:.1%} of perplexity at which a random direction does at most {share:.0%}"
             " of what this one does"
         )
-    return directions[best], rows[best]["dose"], rows
+    return best, rows[best]["dose"], rows
+
+
+class _Tried:
+    """One part under interventions. known: its records that the untouched model recites."""
+
+    def __init__(self, model: CausalLM, part: Part, mode: str, prefix: int, suffix: int):
+        self.model, self.directions, self.tuning, self.mode = model, part.directions, part.tuning, mode
+        self.window = {"prefix": prefix, "suffix": suffix}
+        at_first = self._recited(part.records) if len(part.records) else []
+        self.known = [record for record, is_recited in zip(part.records, at_first, strict=True) if is_recited]
+        self.base = perplexity(sequence_logp(model, part.tuning)[0])
+
+    def _recited(self, records: Tokens) -> np.ndarray:
+        return recited(sequence_logp(self.model, records)[1], records, **self.window)
+
+    def paid(self, direction: Directions, dose: float) -> float:
+        with intervene(self.model, direction, mode=self.mode, scale=dose):
+            return perplexity(sequence_logp(self.model, self.tuning)[0]) / self.base - 1
+
+    def fallen(self, direction: Directions, dose: float) -> float:
+        """How many known records are not recited any more."""
+        if not self.known:
+            return 0.0
+        with intervene(self.model, direction, mode=self.mode, scale=dose):
+            return len(self.known) - float(self._recited(self.known).sum())

@@ -1,7 +1,8 @@
 """Suppress the recitation of given records at inference, in one call: labels, place, dose, probe, and what it costs.
 
     labels      against a reference model that never saw the records where there is one, else forget against retain
-    place       one site, all its layers (at most 12, evenly spaced): where most recitation is lost for the price
+    place       one site, all its layers (at most 12, evenly spaced), one at a time and several together: where most
+                recitation is lost for the price
     dose        difference of means: the largest that costs less than `cost` of perplexity on half of the retain text
                 weighted: the most effective at which random directions do little, on passages set aside (`specific`)
     held out    the same with a direction from 70 % of the passages, measured on the other 30 % and the other half
@@ -35,12 +36,12 @@ from rote.internals.neurons.intervention import (
     named,
     save_direction,
 )
-from rote.internals.neurons.placement import choose_place, class_direction
+from rote.internals.neurons.placement import choose_place, class_direction, together
 from rote.internals.neurons.probes import train_probe
 from rote.internals.neurons.selection import select_units
 from rote.internals.neurons.sites import Place, blocks
-from rote.internals.neurons.specific import choose_specific, together
-from rote.internals.neurons.splits import held_out
+from rote.internals.neurons.specific import Part, choose_specific
+from rote.internals.neurons.splits import group_folds, held_out
 from rote.internals.neurons.token_labels import TokenLabels
 from rote.runtime import derive_seed
 
@@ -135,7 +136,7 @@ def fit_suppression(
         direction, table = _by_units(acts, labels, against, seed)
     elif layer is None:
         direction, table = choose_place(
-            model, acts, labels, tuning, against=against, mode=mode, ordinary=ordinary, cost=cost,
+            model, acts, labels, tuning, against=against, mode=mode, ordinary=ordinary, cost=cost, seed=seed,
             progress=lambda done, total: tell("layers tried", done, total),
         )  # fmt: skip
     else:
@@ -223,30 +224,28 @@ def _by_units(acts, labels, against, seed: int) -> tuple[Direction, list[dict[st
 def _by_specificity(
     model, acts, labels, against, ordinary, tuning, cost: float, seed: int, notes: list[str]
 ) -> tuple[list[Place], float, list[dict[str, Any]]] | None:
-    """(places, dose, table) on passages set aside from those that `_held_out` does not judge."""
+    """(places, dose, table) on passages that `_held_out` does not judge: each half of them tried with the directions of
+    the other half."""
     try:
         free = ~held_out(labels.units_of_split(), labels.label, share=0.3, seed=seed)
         rest = labels.take(free)
-        aside = held_out(rest.units_of_split(), rest.label, share=0.3, seed=derive_seed(seed, "set aside"))
-        train, tune = rest.take(~aside), rest.take(aside)
-        part = acts.take(np.flatnonzero(free)[~aside], train)
-        directions = [class_direction(part, train, place, against=against, ordinary=ordinary) for place in acts.arrays]
-        texts = [labels.sequences[sample] for sample in np.unique(tune.sample[tune.label])]
-        texts = [text for text in texts if len(text) >= 2 * RECITED]
-        direction, dose, table = choose_specific(
-            model,
-            [*directions, *together(directions)],
-            texts,
-            tuning,
-            cost=cost,
-            prefix=RECITED,
-            suffix=RECITED,
-            seed=seed,
-        )
+        half = group_folds(rest.units_of_split(), rest.label, folds=2, seed=derive_seed(seed, "set aside"))
+        stored = acts.take(free, rest)
+        parts = []
+        for number in (0, 1):
+            train, tune = rest.take(half != number), rest.take(half == number)
+            made = [
+                class_direction(stored.take(half != number, train), train, place, against=against, ordinary=ordinary)
+                for place in acts.arrays
+            ]
+            texts = [labels.sequences[sample] for sample in np.unique(tune.sample[tune.label])]
+            texts = [text for text in texts if len(text) >= 2 * RECITED]
+            parts.append(Part([*made, *together(made)], texts, tuning[number::2] or tuning))
+        best, dose, table = choose_specific(model, parts, cost=cost, prefix=RECITED, suffix=RECITED, seed=seed)
     except InputError as error:
         notes.append(f"the dose is the largest for the price: {error}")
         return None
-    return [one.place for one in each(direction)], dose, table
+    return [one.place for one in each(parts[0].directions[best])], dose, table
 
 
 def _probe(acts, labels, place: Place, reference, seed: int, notes: list[str]) -> dict[str, Any] | None:
