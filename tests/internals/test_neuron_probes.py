@@ -483,6 +483,7 @@ def test_treating_by_neurons_from_labels_to_audit(memorizer, tmp_path):
     kept for use, and the weights are untouched."""
     from rote.cli.treat_neurons import neurons
     from rote.internals.neurons import load_direction
+    from rote.internals.neurons.intervention import named
 
     root = typer.Typer()
     root.command("neurons")(neurons)
@@ -501,8 +502,7 @@ def test_treating_by_neurons_from_labels_to_audit(memorizer, tmp_path):
     assert rows["selected"]["rise_memorized"] > rows["random"]["rise_memorized"]
     direction, found = load_direction(out / "control")
     assert found == {"mode": "diff-means", "scale": 2.0, "positions": "all"}
-    assert direction.place == (summary["details"]["site"], summary["details"]["layer"])
-    assert direction.place.site == "mlp_out"
+    assert named(direction) == {"site": "mlp_out", "layer": summary["details"]["layer"]}
     assert any("reference model" in note for note in summary["notes"])
     assert summary["checkpoint"] is None
     assert (out / "compare.html").exists()

@@ -65,9 +65,9 @@ def mean_nll(model: CausalLM, texts, direction, dose: float) -> float:
     return float(np.mean(lost))
 
 
-def test_the_most_effective_specific_dose_is_chosen(known):
+def test_the_dose_with_the_largest_lead_over_random_directions_is_chosen(known):
     model, parts = known
-    best, dose, rows = choose_specific(model, parts, doses=DOSES, cost=10.0, share=0.5, prefix=PREFIX, suffix=SUFFIX)
+    best, dose, rows = choose_specific(model, parts, doses=DOSES, cost=10.0, prefix=PREFIX, suffix=SUFFIX)
     assert [{"site": row["site"], "layer": row["layer"]} for row in rows] == [
         named(place) for place in parts[0].directions
     ]
@@ -75,7 +75,7 @@ def test_the_most_effective_specific_dose_is_chosen(known):
     recited = [[row for row in part.records if decoded(model, row, part.directions[0], 0.0)] for part in parts]
     total = sum(map(len, recited))
     assert all(recited)
-    qualified = {}
+    found = {}
     for number in range(len(rows)):
         for each in DOSES:
             falls = np.zeros(3)  # the directions, and two random ones for each
@@ -85,11 +85,13 @@ def test_the_most_effective_specific_dose_is_chosen(known):
                 ]
                 for k, one in enumerate((part.directions[number], *controls)):
                     falls[k] += sum(not decoded(model, row, one, each) for row in records)
-            if falls[0] > 0 and falls[1:].mean() <= 0.5 * falls[0]:
-                qualified[number, each] = falls[0] / total, -falls[1:].mean() / total
-    assert qualified[best, dose] == pytest.approx(max(qualified.values()))
-    assert rows[best]["fall"] == pytest.approx(qualified[best, dose][0])
-    assert rows[best]["random_fall"] == pytest.approx(-qualified[best, dose][1])
+            found[number, each] = falls[0] / total, falls[1:].mean() / total
+    leads = {place: fall - random for place, (fall, random) in found.items()}
+    assert leads[best, dose] == pytest.approx(max(leads.values()))
+    assert leads[best, dose] > 0
+    assert (rows[best]["fall"], rows[best]["random_fall"]) == pytest.approx(found[best, dose])
+    for number, row in enumerate(rows):
+        assert row["fall"] - row["random_fall"] == pytest.approx(max(0, *(leads[number, each] for each in DOSES)))
     costs = [
         np.exp(
             mean_nll(model, part.tuning, part.directions[best], dose)

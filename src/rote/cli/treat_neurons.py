@@ -30,10 +30,17 @@ def neurons(
     ] = None,
     site: Annotated[
         str | None,
-        typer.Option(help="resid_post, mlp_hidden, mlp_out, attn_out, attn_heads. [default: mlp_out]"),
+        typer.Option(
+            help="resid_post, mlp_hidden, mlp_out, attn_out, attn_heads. [default: mlp_out, or attn_out for weighted"
+            " where it does more]"
+        ),
     ] = None,
     layer: Annotated[
-        int | None, typer.Option(help="Block to change, from 0. [default: where most recitation is lost for the price]")
+        int | None,
+        typer.Option(
+            help="Block to change, from 0. [default: one, or the first several, where most recitation is lost for the"
+            " price]"
+        ),
     ] = None,
     mode: Annotated[
         str,

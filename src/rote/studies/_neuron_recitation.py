@@ -70,7 +70,7 @@ def steer_thirds(
             stored = acts.take(part == other, train)
             made = [class_direction(stored, train, place, ordinary=ordinary) for place in acts.arrays]
             records = records_of(labels.take(part == mine), copied, recited_from)
-            parts.append(Part([*made, *together(made)], records, tuning[step::2]))
+            parts.append(Part(together(made), records, tuning[step::2]))
         try:
             best, dose, tried = choose_specific(
                 model, parts, cost=price, prefix=prefix, suffix=suffix, random_controls=RANDOM, seed=seed

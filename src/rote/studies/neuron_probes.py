@@ -15,9 +15,9 @@ the passages are. Whether it survived training is measured beside both claims, a
 second occurrences. The repetition probe may stand at any site, chosen on other segments than it is judged on.
 
 Recitation is judged under the difference of means with every token's own dose (`weighted`). Strong enough, that ends
-recitation in any direction, because what works then is the choice of tokens; so place and dose are the most effective
-at which random directions do at most a third as much, on passages set aside. On the passages judged they may take less
-than half as much, both at the same dose and at the same cost. Beside it stands one dose for all tokens.
+recitation in any direction, because what works then is the choice of tokens; so places and dose are those of the
+largest lead over random directions, on passages set aside. On the passages judged these may take less than half as
+much, both at the same dose and at the same cost. Beside it stands one dose for all tokens.
 """
 
 from __future__ import annotations

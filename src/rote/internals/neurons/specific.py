@@ -4,8 +4,8 @@
     random(c)  the mean fall under random directions of the same norm, at the same dose and for the same tokens
 
 Recitation of many tokens in a row is fragile: whatever is changed strongly enough at the right tokens ends it. So the
-largest dose that the price allows says little about a direction. Here place and dose are those of the largest fall,
-among the doses at which random(c) <= `share` fall(c) and which cost less than `cost` of perplexity on tuning text.
+largest dose that the price allows says little about a direction. Here place and dose are those of the largest lead
+fall(c) - random(c), among the doses which cost less than `cost` of perplexity on tuning text.
 
 Use records that the directions were not made from, and judge on others again.
 Knows how to run a model under an intervention. Knows nothing about: labels, how the directions were found.
@@ -14,7 +14,7 @@ Inferred: how the paper chose its layers and doses is not known here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from rote.models.causal_lm import CausalLM
 
 DOSES = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0)
-SHARE = 1 / 3
 
 
 class Part(NamedTuple):
@@ -47,7 +46,6 @@ def choose_specific(
     mode: str = "weighted",
     doses: Sequence[float] = DOSES,
     cost: float = 0.02,
-    share: float = SHARE,
     random_controls: int = 2,
     prefix: int = 16,
     suffix: int = 16,
@@ -59,8 +57,8 @@ def choose_specific(
     parts: one or more, with the same places in the same order, such as the two halves of the passages, each tried with
     the directions of the other; falls are shares of all their records, costs means over the parts. Records that the
     untouched model does not recite are left out. doses: from the smallest until the price is reached.
-    A row's dose is None where no dose qualifies. Of equal falls the one with less under random directions counts.
-    Raises InputError when no record is recited, or no place has a dose that qualifies.
+    A row's dose is None where the direction never leads. Of equal leads the first counts.
+    Raises InputError when no record is recited, or nowhere the direction leads.
     """
     tried = [_Tried(model, part, mode, prefix, suffix) for part in parts]
     total = sum(len(part.known) for part in tried)
@@ -69,35 +67,39 @@ def choose_specific(
             f"none of the {sum(len(part.records) for part in parts)} records is recited: there is nothing to choose a"
             " dose by"
         )
+    seeds = [derive_seed(seed, "chosen against", each) for each in range(random_controls)]
     rows = []
     for number, place in enumerate(parts[0].directions):
-        row: dict[str, Any] = {**named(place), "dose": None, "fall": 0.0}
-        seeds = [derive_seed(seed, "chosen against", each) for each in range(random_controls)]
+        row: dict[str, Any] = {**named(place), "dose": None, "fall": 0.0, "random_fall": 0.0}
         for dose in sorted(doses):
             price = float(np.mean([part.paid(part.directions[number], dose) for part in tried]))
             if price >= cost:
                 break
             fall = sum(part.fallen(part.directions[number], dose) for part in tried) / total
-            if fall <= row["fall"]:
-                continue
+            if fall <= lead(row):
+                continue  # random directions can only make it less
             under_random = [
                 part.fallen(random_directions(part.directions[number], seed=each), dose)
                 for part in tried
                 for each in seeds
             ]
-            random_fall = sum(under_random) / (total * random_controls)
-            if random_fall <= share * fall:
-                row |= {"dose": dose, "cost": price, "fall": fall, "random_fall": random_fall}
+            new = {"dose": dose, "cost": price, "fall": fall, "random_fall": sum(under_random) / (total * len(seeds))}
+            if lead(new) > lead(row):
+                row |= new
         rows.append(row)
         if progress:
             progress(number + 1, len(parts[0].directions))
-    best = max(range(len(rows)), key=lambda number: (rows[number]["fall"], -rows[number].get("random_fall", 1.0)))
+    best = max(range(len(rows)), key=lambda number: lead(rows[number]))
     if rows[best]["dose"] is None:
         raise InputError(
-            f"no place has a dose below {cost:.1%} of perplexity at which a random direction does at most {share:.0%}"
-            " of what this one does"
+            f"no place has a dose below {cost:.1%} of perplexity at which the direction does more than a random one"
         )
     return best, rows[best]["dose"], rows
+
+
+def lead(row: Mapping[str, Any]) -> float:
+    """fall(c) - random(c)."""
+    return row["fall"] - row["random_fall"]
 
 
 class _Tried:

@@ -1,10 +1,10 @@
 """Suppress the recitation of given records at inference, in one call: labels, place, dose, probe, and what it costs.
 
     labels      against a reference model that never saw the records where there is one, else forget against retain
-    place       one site, all its layers (at most 12, evenly spaced), one at a time and several together: where most
-                recitation is lost for the price
+    place       a site's layers (at most 12, evenly spaced), one at a time and several together: where most recitation
+                is lost for the price
     dose        difference of means: the largest that costs less than `cost` of perplexity on half of the retain text
-                weighted: the most effective at which random directions do little, on passages set aside (`specific`)
+                weighted: the one with the largest lead over random directions, on passages set aside (`specific`)
     held out    the same with a direction from 70 % of the passages, measured on the other 30 % and the other half
 
 Knows everything in this package. Knows nothing about: audits, the command line.
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int], None]
 MOST_SAMPLES = 1_000  # of either set: more do not change a mean of a few thousand coordinates
 MOST_LAYERS = 12
+SITES_OF_MODE = {"set-to-mean": ["mlp_hidden"], "weighted": ["mlp_out", "attn_out"]}
 TUNING_TOKENS = 8_192
 UNITS = 20  # card section 3.4, m = 20; inferred
 RECITED = 16  # tokens given, and tokens that follow, where a dose is chosen by recitation
@@ -104,9 +105,9 @@ def fit_suppression(
 ) -> Suppression:
     """Find what to change in `model` so that `forget` is recited less and `retain` stays.
 
-    site: default mlp_out, for set-to-mean mlp_hidden. layer: None chooses it. scale: None is the dose of the head of
-    this file for diff-means and weighted, 1 otherwise. Where no passage set aside is recited, or no dose qualifies,
-    weighted falls back on the dose of diff-means and says so in the notes.
+    site: default mlp_out, for weighted attn_out too, for set-to-mean mlp_hidden. layer: None chooses it. scale: None
+    is the dose of the head of this file for diff-means and weighted, 1 otherwise. Where no passage set aside is
+    recited, or no dose qualifies, weighted falls back on the dose of diff-means and says so in the notes.
     Raises InputError when nothing of forget is recited (there is nothing to suppress), or a setting means nothing.
     """
     if mode not in MODES:
@@ -114,16 +115,16 @@ def fit_suppression(
     if not 0 < cost < 1:
         raise InputError(f"the price must lie strictly between 0 and 1 of perplexity, not {cost}")
     tell = progress or (lambda stage, done, total: None)
-    site = site or ("mlp_hidden" if mode == "set-to-mean" else "mlp_out")
+    sites = [site] if site else SITES_OF_MODE.get(mode, ["mlp_out"])
     forget, retain = _some(forget, seed), _some(retain, seed)
     labels = _labels(model, forget, retain, reference, seed)
     tuning, testing = _halves(model, retain, seed)
     layers = _layers(model, layer)
     acts = ActivationStore.capture(
-        model, labels, sites=site, layers=layers, progress=lambda done, total: tell("activations", done, total)
+        model, labels, sites=sites, layers=layers, progress=lambda done, total: tell("activations", done, total)
     )
     against = tuple(name for number, name in enumerate(labels.kinds) if number != 1)
-    ordinary = _ordinary(model, tuning, site, layers) if mode == "weighted" else None
+    ordinary = _ordinary(model, tuning, sites, layers) if mode == "weighted" else None
     notes = [] if reference is not None else [NO_REFERENCE]
     specific = None
     if ordinary is not None and scale is None:
@@ -140,7 +141,7 @@ def fit_suppression(
             progress=lambda done, total: tell("layers tried", done, total),
         )  # fmt: skip
     else:
-        place, table = (site, acts.layers(site)[0]), []
+        place, table = (sites[0], acts.layers(sites[0])[0]), []
         direction = class_direction(acts, labels, place, against=against, ordinary=ordinary)
     if scale is None and mode in UNBOUNDED:
         scale, _ = dose_at_cost(model, direction, tuning, cost=cost, mode=mode)
@@ -203,13 +204,13 @@ def _layers(model: CausalLM, layer: int | None) -> Sequence[int] | str:
     return [int(number) for number in np.unique(np.linspace(0, count - 1, min(count, MOST_LAYERS)).round())]
 
 
-def _ordinary(model: CausalLM, tuning, site: str, layers) -> ActivationStore:
+def _ordinary(model: CausalLM, tuning, sites: Sequence[str], layers) -> ActivationStore:
     """Every predicted token of the tuning half of retain: what `weighted` must leave alone."""
     from rote.internals.neurons.certainty import ordinary_tokens
     from rote.records.table import RecordTable
 
     table = RecordTable.from_rows({"token_ids": row.tolist()} for row in tuning)
-    return ActivationStore.capture(model, ordinary_tokens(model, table), sites=site, layers=layers)
+    return ActivationStore.capture(model, ordinary_tokens(model, table), sites=sites, layers=layers)
 
 
 def _by_units(acts, labels, against, seed: int) -> tuple[Direction, list[dict[str, Any]]]:
@@ -240,7 +241,7 @@ def _by_specificity(
             ]
             texts = [labels.sequences[sample] for sample in np.unique(tune.sample[tune.label])]
             texts = [text for text in texts if len(text) >= 2 * RECITED]
-            parts.append(Part([*made, *together(made)], texts, tuning[number::2] or tuning))
+            parts.append(Part(together(made) or made, texts, tuning[number::2] or tuning))
         best, dose, table = choose_specific(model, parts, cost=cost, prefix=RECITED, suffix=RECITED, seed=seed)
     except InputError as error:
         notes.append(f"the dose is the largest for the price: {error}")
