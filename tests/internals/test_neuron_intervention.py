@@ -240,7 +240,7 @@ def test_the_dose_at_a_cost_costs_less_and_a_little_more_costs_more(checkpoints)
         assert perplexity(sequence_logp(model, heldout)[0]) / base - 1 >= 0.02
 
 
-@pytest.mark.parametrize("share", [-10.0, 0.2, 10.0])
+@pytest.mark.parametrize("share", [-10.0, 0.125, 10.0])
 def test_the_place_is_the_one_with_the_largest_rise_where_random_directions_do_little(checkpoints, monkeypatch, share):
     """Places and sets of places against the rise measured again; where no place is specific, all of them count."""
     model, labels = CausalLM.load(checkpoints("gpt2"), device="cpu"), labelled(passages=10)
@@ -248,9 +248,9 @@ def test_the_place_is_the_one_with_the_largest_rise_where_random_directions_do_l
     acts = ActivationStore.capture(model, labels, sites=["mlp_out", "attn_out"])
     monkeypatch.setattr(placement, "SHARE", share)
     direction, rows = choose_place(model, acts, labels, tuning, steps=4)
-    assert [(row["site"], row["layer"]) for row in rows] == [
-        *((place.site, place.layer) for place in acts.arrays), ("mlp_out", "0, 1"), ("attn_out", "0, 1")
-    ]  # fmt: skip
+    places = [(row["site"], row["layer"]) for row in rows]
+    assert places[:4] == [(place.site, place.layer) for place in acts.arrays]
+    assert set(places[4:]) == {("mlp_out", "0, 1"), ("attn_out", "0, 1")}
     assert all(row["cost"] < 0.03 for row in rows)
     base = kind_nll(model, labels)["memorized"]
 

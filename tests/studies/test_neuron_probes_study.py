@@ -124,3 +124,6 @@ def test_figures_are_made(found, tmp_path):
     assert row["fallen by"] == pytest.approx(1 - row["after"])
     assert len(list(neuron_probes.doses_figure(found.doses).data)) == 8
     assert "AUROC" in neuron_probes.unit_figure(found).layout.title.text
+    told = neuron_probes.repetition_figure(found).data
+    assert [bar.name for bar in told] == ["repetition probe", "memorization probe", "log p, entropy, max p only"]
+    assert told[1].y[2] == found.repetition["random tokens"]["probe M / C and U"]

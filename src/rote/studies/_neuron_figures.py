@@ -131,6 +131,35 @@ def recitation_figure(found: Found):
     return figure
 
 
+def repetition_figure(found: Found):
+    """Repeated segments nobody trained on: the repetition probe, the memorization probe, the output alone."""
+    import plotly.graph_objects as go
+
+    titles = {
+        "matched": "text, beside the same tokens for the first time",
+        "first": "text, beside its own first occurrence",
+        "random tokens": "random tokens, beside the same for the first time",
+    }
+    rows = {title: found.repetition[name] for name, title in titles.items()}
+    read = {
+        "repetition probe": [row["auroc"]["value"] for row in rows.values()],
+        "memorization probe": [row["probe M / C and U"] for row in rows.values()],
+        "log p, entropy, max p only": [row["output only"] for row in rows.values()],
+    }
+    figure = go.Figure()
+    for name, values in read.items():
+        figure.add_bar(x=list(rows), y=values, name=name)
+    figure.add_hline(y=0.5, line_dash="dot")
+    row = found.repetition["matched"]
+    figure.update_layout(
+        title=f"Second occurrences of a segment, told by {row['site']} of layer {row['layer']} (the model continues"
+        f" {row['greedy right, second']:.0%} of them, {row['greedy right, first']:.0%} of first ones)",
+        template="plotly_white", barmode="group",
+    )  # fmt: skip
+    figure.update_yaxes(title="AUROC on held-out segments", range=[0, 1])
+    return figure
+
+
 def unit_figure(found: Found):
     """The two histograms of the best single coordinate."""
     import plotly.graph_objects as go

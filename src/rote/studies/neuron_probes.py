@@ -30,6 +30,7 @@ from rote.studies._neuron_figures import (
     probes_figure,
     recitation_figure,
     recitation_row,
+    repetition_figure,
     unit_figure,
 )
 from rote.studies.protocol import Claim, Study, StudyContext
@@ -210,6 +211,7 @@ def write(context: StudyContext, found: Found) -> None:
     context.figure("probes", probes_figure(comparison_rows(found)))
     context.figure("doses", doses_figure(found.doses))
     context.figure("recitation", recitation_figure(found))
+    context.figure("repetition", repetition_figure(found))
     context.figure("best_unit", unit_figure(found))
 
 

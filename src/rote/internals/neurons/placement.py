@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from rote.internals.neurons.token_labels import TokenLabels
     from rote.models.causal_lm import CausalLM
 
-SHARE = 1 / 5
+SHARE = 1 / 8
 RANDOM = 2
 
 
