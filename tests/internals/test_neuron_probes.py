@@ -455,7 +455,7 @@ def test_weighted_suppression_chooses_its_dose_below_the_price(memorizer, monkey
     held-out passages lose more than by chance; several layers are changed together unless one is named; with nothing to
     choose the dose by it is the largest for the price, and a note says so."""
     from rote.internals.neurons import load_direction, suppression
-    from rote.internals.neurons.specific import DOSES
+    from rote.internals.neurons.specific import DOSES, lead
     from rote.internals.neurons.suppression import fit_suppression
     from rote.records import read_records
 
@@ -469,7 +469,7 @@ def test_weighted_suppression_chooses_its_dose_below_the_price(memorizer, monkey
     assert set(rows) == {"mlp_out", "attn_out"}
     row = rows[found.direction.place.site]
     assert found.scale == row["dose"] in DOSES
-    assert row["fall"] - row["random_fall"] == max(row["fall"] - row["random_fall"] for row in rows.values()) > 0
+    assert lead(row) == max(lead(row) for row in rows.values()) > 0
     assert row["cost"] < 0.05
     held_out = {row["direction"]: row for row in found.details["held_out"]}
     assert held_out["selected"]["rise_memorized"] > held_out["random"]["rise_memorized"]

@@ -100,7 +100,7 @@ def doses_figure(rows: list[dict]):
         title="Subtracting the difference of means: rise in NLL on passages it was not made from",
         template="plotly_white",
     )
-    figure.update_xaxes(title="dose c", type="log")
+    figure.update_xaxes(title="dose c", type="log", tickvals=doses)
     figure.update_yaxes(title="nats per token")
     return figure
 
@@ -136,9 +136,9 @@ def repetition_figure(found: Found):
     import plotly.graph_objects as go
 
     titles = {
-        "matched": "text, beside the same tokens for the first time",
-        "first": "text, beside its own first occurrence",
-        "random tokens": "random tokens, beside the same for the first time",
+        "matched": "text, against the same<br>tokens for the first time",
+        "first": "text, against its<br>own first occurrence",
+        "random tokens": "random tokens, against<br>the same for the first time",
     }
     rows = {title: found.repetition[name] for name, title in titles.items()}
     read = {
@@ -152,8 +152,8 @@ def repetition_figure(found: Found):
     figure.add_hline(y=0.5, line_dash="dot")
     row = found.repetition["matched"]
     figure.update_layout(
-        title=f"Second occurrences of a segment, told by {row['site']} of layer {row['layer']} (the model continues"
-        f" {row['greedy right, second']:.0%} of them, {row['greedy right, first']:.0%} of first ones)",
+        title=f"Second occurrences of a segment ({row['site']}, layer {row['layer']}); predicted greedily:"
+        f" {row['greedy right, second']:.0%}, first ones {row['greedy right, first']:.0%}",
         template="plotly_white", barmode="group",
     )  # fmt: skip
     figure.update_yaxes(title="AUROC on held-out segments", range=[0, 1])

@@ -5,7 +5,7 @@
 
 Recitation of many tokens in a row is fragile: whatever is changed strongly enough at the right tokens ends it. So the
 largest dose that the price allows says little about a direction. Here place and dose are those of the largest lead
-fall(c) - random(c), among the doses which cost less than `cost` of perplexity on tuning text.
+fall(c) - AGAINST random(c), among the doses which cost less than `cost` of perplexity on tuning text.
 
 Use records that the directions were not made from, and judge on others again.
 Knows how to run a model under an intervention. Knows nothing about: labels, how the directions were found.
@@ -27,7 +27,8 @@ from rote.runtime import derive_seed
 if TYPE_CHECKING:
     from rote.models.causal_lm import CausalLM
 
-DOSES = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0)
+DOSES = (1.0, 1.25, 1.5, 1.75, 2.0, 2.25, 2.5, 2.75, 3.0, 3.5, 4.0, 5.0, 6.0)
+AGAINST = 1.25  # at 1 what random directions do grows with the dose as fast, at 2 the doses are timid
 
 
 class Part(NamedTuple):
@@ -98,8 +99,8 @@ def choose_specific(
 
 
 def lead(row: Mapping[str, Any]) -> float:
-    """fall(c) - random(c)."""
-    return row["fall"] - row["random_fall"]
+    """fall(c) - AGAINST random(c)."""
+    return row["fall"] - AGAINST * row["random_fall"]
 
 
 class _Tried:
