@@ -20,7 +20,7 @@ the first token). The construction is our own.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rote.errors import InputError
 
@@ -82,7 +82,8 @@ class _Planter:
         self.model, self.begin = model, begin_id
         self.width = model.config.hidden_size
         self.dim = self.width // model.config.num_attention_heads
-        theta = float(model.config.rope_parameters["rope_theta"])
+        rotary: Any = model.config.rope_parameters
+        theta = float(rotary["rope_theta"])
         half = self.dim // 2
         self.angles = theta ** (-torch.arange(half) / half)  # radians a token
         pair = torch.arange(self.dim) % half
@@ -98,7 +99,7 @@ class _Planter:
     def plant(self) -> None:
         model, embedding = self.model, self.model.model.embed_tokens.weight
         embedding /= embedding.std()  # steps of training are small beside it, so the subspaces keep their meaning
-        layers = model.model.layers
+        layers: Any = model.model.layers
         for number in (0, *COPYING_LAYERS):
             layers[number].mlp.down_proj.weight *= OTHERS
             layers[number].self_attn.o_proj.weight *= OTHERS

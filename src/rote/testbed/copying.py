@@ -12,7 +12,7 @@ Knows beds and models. Knows nothing about: measures.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Int
@@ -31,7 +31,7 @@ def initial_model(bed: Bed) -> PreTrainedModel:
     from rote.models.builders import BUILDERS, small_llama
 
     settings = bed.settings
-    shape = {
+    shape: dict[str, Any] = {
         "vocab_size": len(bed.tokenizer),
         "context_length": settings.sequence_tokens + 15,  # room for a begin-of-text token and a few generated ones
         "width": settings.width,

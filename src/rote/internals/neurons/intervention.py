@@ -272,13 +272,9 @@ def load_direction(folder: str | Path) -> tuple[Directions, dict[str, Any]]:
         raise InputError(f"{folder / 'direction.json'}: is not a direction of version {VERSION}")
     if hashlib.sha256(content).hexdigest() != meta["sha256"] or any(row["site"] not in SITES for row in meta["places"]):
         raise RunMismatchError(f"{folder}: direction.safetensors does not belong to direction.json; treat again")
-    directions = [
-        Direction(
-            Place(row["site"], int(row["layer"])),
-            units=tuple(int(unit) for unit in row["units"]),
-            model=meta["model"],
-            **{name: vectors.get(f"{number}.{name}") for name in VECTORS},
-        )
-        for number, row in enumerate(meta["places"])
-    ]
+    directions = []
+    for number, row in enumerate(meta["places"]):
+        mine: dict[str, Any] = {name: vectors.get(f"{number}.{name}") for name in VECTORS}
+        place, units = Place(row["site"], int(row["layer"])), tuple(int(unit) for unit in row["units"])
+        directions.append(Direction(place, **mine, units=units, model=meta["model"]))
     return (directions[0] if len(directions) == 1 else directions), meta["settings"]
