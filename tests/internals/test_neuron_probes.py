@@ -42,6 +42,7 @@ from rote.internals.neurons.cross_validation import (
     stratified_auroc,
 )
 from rote.internals.neurons.scoring import windows
+from rote.internals.neurons.splits import group_folds
 from rote.models import CausalLM
 
 
@@ -191,6 +192,16 @@ def test_kinds_can_be_compared_separately():
     easy, hard = (train_probe(acts, three, against=[kind]) for kind in ("uncertain", "certain"))
     assert easy.auroc > 0.9 > hard.auroc
     assert easy.report.counts == {"uncertain": 90, "memorized": 180}
+    rows = np.flatnonzero((three.kind != 2) | (three.sample % 20 == 3))  # certain tokens are few
+    few = three.take(rows)
+    both = train_probe(acts.take(rows, few), few)
+    equal, plain = (fit_linear(values[rows], few.label, kind=kind) for kind in (few.kind, None))
+    assert both.linear.w == pytest.approx(equal.w)
+    assert abs(equal.w - plain.w).max() > 0.02
+    fold = group_folds(few.units_of_split(), few.label, folds=5, seed=0)
+    kept, counted = (out_of_fold(values[rows], few.label, fold, kind=kind) for kind in (few.kind, None))
+    assert both.auroc == pytest.approx(float(stratified_auroc(kept, few.label, fold)[0]))
+    assert both.auroc != pytest.approx(float(stratified_auroc(counted, few.label, fold)[0]), abs=1e-6)
     with pytest.raises(InputError, match="there are"):
         train_probe(acts, three, against=["random"])
 

@@ -18,6 +18,7 @@ from rote.internals.neurons import (
 )
 from rote.internals.neurons.intervention import Direction, intervene, named
 from rote.internals.neurons.sites import Place
+from rote.internals.neurons.specific import lead
 from rote.internals.neurons.splits import group_folds
 from rote.models import CausalLM
 from rote.records import read_records
@@ -126,3 +127,7 @@ def test_sets_are_the_first_layers_of_each_site():
     ] * 3
     assert together(directions[:2]) == []
     assert len(together(directions[:4])) == 2
+
+
+def test_what_random_directions_do_counts_one_and_a_quarter_times():
+    assert lead({"fall": 0.8, "random_fall": 0.4}) == pytest.approx(0.3)
