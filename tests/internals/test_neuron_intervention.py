@@ -242,7 +242,8 @@ def test_the_dose_at_a_cost_costs_less_and_a_little_more_costs_more(checkpoints)
 
 @pytest.mark.parametrize("share", [-10.0, 0.125, 10.0])
 def test_the_place_is_the_one_with_the_largest_rise_where_random_directions_do_little(checkpoints, monkeypatch, share):
-    """Places and sets of places against the rise measured again; where no place is specific, all of them count."""
+    """Places and sets of places against the rise measured again; where no place is specific, the one at which random
+    directions do the smallest share."""
     model, labels = CausalLM.load(checkpoints("gpt2"), device="cpu"), labelled(passages=10)
     tuning = [np.random.default_rng(1).integers(3, 300, 20) for _ in range(3)]
     acts = ActivationStore.capture(model, labels, sites=["mlp_out", "attn_out"])
@@ -258,7 +259,7 @@ def test_the_place_is_the_one_with_the_largest_rise_where_random_directions_do_l
         with intervene(model, directions, scale=dose):
             return kind_nll(model, labels)["memorized"] - base
 
-    qualified = {}
+    measured = {}
     single = {place: class_direction(acts, labels, place) for place in acts.arrays}
     for row in rows:
         layers = [int(layer) for layer in str(row["layer"]).split(", ")]
@@ -268,8 +269,13 @@ def test_the_place_is_the_one_with_the_largest_rise_where_random_directions_do_l
         random = np.mean([rise([random_direction(one, seed=s) for one in mine], row["dose"]) for s in seeds])
         assert row["rise_memorized"] == pytest.approx(found, abs=1e-6)
         assert row["random_rise"] == pytest.approx(random, abs=1e-6)
-        qualified[row["site"], row["layer"]] = random <= share * found, found
-    best = max(qualified, key=lambda place: qualified[place])
+        measured[row["site"], row["layer"]] = found, random
+    specific = {place: rise for place, (rise, random) in measured.items() if rise > 0 and random <= share * rise}
+    shares = {place: random / rise for place, (rise, random) in measured.items() if rise > 0}
+    assert bool(specific) == (share > 0)
+    best = (
+        max(specific, key=lambda place: specific[place]) if specific else min(shares, key=lambda place: shares[place])
+    )
     assert named(direction) == {"site": best[0], "layer": best[1]}
     one = each(direction)[0]
     values = np.asarray(acts[one.place], np.float64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -111,6 +112,28 @@ def test_every_third_is_judged_once_beside_both_random_controls(found):
         at = {row["direction"]: row for row in rows if row["part"] == part}
         assert at["selected"]["scale"] == at["random"]["scale"]
         assert at["random, equal cost"]["scale"] <= 4 * at["selected"]["scale"]
+
+
+@pytest.mark.parametrize(("paid", "granted"), [(-0.03, 0.02), (0.01, 0.02), (0.05, 0.05)])
+def test_random_directions_may_cost_what_the_selected_one_costs_and_the_price_at_least(monkeypatch, paid, granted):
+    """Where the selected direction makes text likelier, random ones still get a dose worth the name."""
+    import rote.internals.neurons as neurons
+    from rote.internals.neurons import Direction, Place
+    from rote.internals.neurons import dose_response as doses
+    from rote.studies._neuron_recitation import RANDOM, at_equal_cost
+
+    seen = []
+    perplexities = iter([10.0, 10.0 * (1 + paid)])
+    monkeypatch.setattr(doses, "sequence_logp", lambda model, texts: ([], []))
+    monkeypatch.setattr(doses, "perplexity", lambda logp: next(perplexities))
+    monkeypatch.setattr(neurons.intervention, "intervene", lambda *_, **__: nullcontext())
+    monkeypatch.setattr(neurons, "dose_at_cost", lambda *_, cost, **__: seen.append(cost) or (1.0, cost), raising=False)
+    monkeypatch.setattr(doses, "dose_response", lambda *_, **__: [{"extraction": 0.5, "scale": 1.0}])
+    vector = np.ones(3)
+    direction = Direction(Place("attn_out", 0), 2 * vector, vector, vector)
+    row = at_equal_cost(None, direction, None, 2.0, [], 0.02, {"seed": 0})  # pyright: ignore[reportArgumentType]
+    assert seen == pytest.approx([granted] * RANDOM)
+    assert row == {"direction": "random, equal cost", "mode": "weighted", "extraction": 0.5, "scale": 1.0}
 
 
 def test_figures_are_made(found, tmp_path):

@@ -73,6 +73,7 @@ def test_a_bed_without_them_is_what_it_was(bed, tmp_path):
         ({"copying_rows": -1}, "0 or more"),
         ({"width": 48}, "24 dimensions"),
         ({"layers": 2}, "3 layers"),
+        ({"sequence_tokens": 48}, "comes twice"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(changed, word):

@@ -31,9 +31,7 @@ def recurring_rows(
 
     Raises InputError for text shorter than a row, or a row too short for a segment to come twice.
     """
-    least = 2 * SEGMENT[1] + GAP[1] + 1
-    if width < least:
-        raise InputError(f"rows of {width} tokens: a segment comes twice in rows of {least} or more")
+    check_width(width)
     if len(text) < width:
         raise InputError(f"{len(text)} tokens of text are shorter than a row of {width}")
     if not 0 <= drawn <= 1:
@@ -50,6 +48,13 @@ def recurring_rows(
     number = round(drawn * count)
     rows = [_row(width, draw if i < number else cut, rng) for i in range(count)]
     return rng.permutation(np.array(rows, dtype=np.int64).reshape(count, width))
+
+
+def check_width(width: int) -> None:
+    """Raises InputError for rows too short for a segment to come twice."""
+    least = 2 * SEGMENT[1] + GAP[1] + 1
+    if width < least:
+        raise InputError(f"rows of {width} tokens: a segment comes twice in rows of {least} or more")
 
 
 def _row(width: int, piece: Callable[[int], np.ndarray], rng: np.random.Generator) -> np.ndarray:

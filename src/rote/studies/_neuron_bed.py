@@ -82,6 +82,7 @@ def measure(
         TokenLabels,
         certainty_units,
         histograms,
+        ordinary_activations,
         permuted_auroc,
         select_units,
         train_probe,
@@ -136,7 +137,7 @@ def measure(
         units,
         without_certainty(acts, labels, units),
         histograms(values, labels.label[rows]),
-        [vars(unit) for unit in certainty_units(token_store(model, ordinary, CERTAINTY_SITES), top=5)],
+        [vars(unit) for unit in certainty_units(ordinary_activations(model, ordinary, sites=CERTAINTY_SITES), top=5)],
         places + more_places,
         doses + more_doses,
         repetition(model, probes, acts, labels, unseen, effort, seed),
@@ -237,15 +238,6 @@ def both_halves(
     ]
     keys = [key for key, value in mine[0].items() if isinstance(value, float)]
     return {key: float(np.mean([row[key] for row in mine])) for key in keys}
-
-
-def token_store(model: CausalLM, texts: Sequence[Int[np.ndarray, " length"]], sites: Sequence[str]) -> ActivationStore:
-    """Activations of every predicted token of ordinary text."""
-    from rote.internals.neurons import ActivationStore, ordinary_tokens
-    from rote.records.table import RecordTable
-
-    table = RecordTable.from_rows({"token_ids": row.tolist()} for row in texts)
-    return ActivationStore.capture(model, ordinary_tokens(model, table), sites=sites)
 
 
 def repetition(

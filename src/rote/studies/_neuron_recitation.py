@@ -6,7 +6,7 @@
 Place and dose are chosen on passages copied as often as those that are judged; then the directions there are made again
 from both of the other thirds.
 
-Beside it, with the same readers: random directions at the same dose, and at the dose that costs as much.
+Beside it, with the same readers: random directions at the same dose, and at the dose that costs as much, or the price.
 
 Knows the library's neuron tools. Knows nothing about: claims, how the models were trained.
 """
@@ -46,20 +46,18 @@ def steer_thirds(
     seed: int,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """(places tried, dose responses), one third of the passages after the other. copied: copies of every passage."""
-    from rote.internals.neurons import ordinary_tokens
+    from rote.internals.neurons import ordinary_activations
     from rote.internals.neurons.dose_response import dose_response
     from rote.internals.neurons.intervention import each, named
     from rote.internals.neurons.placement import class_direction, together
     from rote.internals.neurons.specific import Part, choose_specific
     from rote.internals.neurons.splits import group_folds
-    from rote.records.table import RecordTable
 
     part = group_folds(labels.units_of_split(), labels.label, folds=PARTS, seed=seed)
     order = np.random.default_rng(derive_seed(seed, "text thirds")).permutation(len(unseen))
     zero, tuning, judged = (list(unseen[np.sort(rows)]) for rows in np.array_split(order, 3))
-    table = RecordTable.from_rows({"token_ids": row.tolist()} for row in zero)
     sites = list(dict.fromkeys(place.site for place in acts.arrays))
-    ordinary = type(acts).capture(model, ordinary_tokens(model, table), sites=sites)
+    ordinary = ordinary_activations(model, zero, sites=sites)
     places, doses = [], []
     for number in range(PARTS):
         test, others = labels.take(part == number), labels.take(part != number)
@@ -90,7 +88,7 @@ def steer_thirds(
             "heldout": judged, "records": records, "prefix": prefix, "suffix": suffix, "mode": WEIGHTED, "seed": seed,
         }  # fmt: skip
         rows = dose_response(model, again, test, scales=(dose,), random_controls=RANDOM, **settings)
-        rows.append(at_equal_cost(model, again, test, dose, tuning, settings))
+        rows.append(at_equal_cost(model, again, test, dose, tuning, price, settings))
         doses += [{"part": number, "dose": "price", **row, "recited_records": len(records)} for row in rows]
     return places, doses
 
@@ -110,9 +108,11 @@ def at_equal_cost(
     test: TokenLabels,
     dose: float,
     tuning: Sequence[np.ndarray],
+    price: float,
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Mean over random directions, each at the dose that costs on tuning text what the selected one costs there."""
+    """Mean over random directions, each at the dose that costs on tuning text what the selected one costs there, and
+    the whole price where that one costs less: a direction that costs nothing would leave the others no dose."""
     from rote.internals.neurons import dose_at_cost
     from rote.internals.neurons.dose_response import dose_response, perplexity, sequence_logp
     from rote.internals.neurons.intervention import intervene, random_directions
@@ -123,7 +123,7 @@ def at_equal_cost(
     rows = []
     for number in range(RANDOM):
         other = random_directions(direction, seed=settings["seed"] + number)
-        equal, _ = dose_at_cost(model, other, tuning, cost=max(paid, 1e-6), mode=WEIGHTED, largest=4 * dose, steps=6)
+        equal, _ = dose_at_cost(model, other, tuning, cost=max(paid, price), mode=WEIGHTED, largest=4 * dose, steps=6)
         rows.append(dose_response(model, other, test, scales=(equal,), random_controls=0, **settings)[-1])
     numbers = [key for key, value in rows[0].items() if isinstance(value, float)]
     means = {key: float(np.mean([row[key] for row in rows])) for key in numbers}

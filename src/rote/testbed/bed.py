@@ -19,6 +19,7 @@ from rote.errors import InputError
 from rote.models.copying_heads import check_shape
 from rote.records.generators import Biography
 from rote.records.planting import HUBBLE_WEIGHTS, Copy, Mode, pack, plant
+from rote.records.recurring import check_width
 from rote.testbed.contrasts import contents
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class BedSettings:
             if self.architecture != "llama":
                 raise InputError("copying_rows is set: heads that copy can be planted in a llama only")
             check_shape(self.layers, self.heads, self.width)
+            check_width(self.sequence_tokens)
 
     def to_json(self) -> dict:
         values = asdict(self) | {"weights": {str(k): v for k, v in self.weights.items()}, "window": list(self.window)}

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from rote.errors import InputError
 from rote.internals.neurons.coordinates import rank_auroc
@@ -57,6 +57,21 @@ def ordinary_tokens(model: CausalLM, texts: RecordTable | Sequence[str]) -> Toke
         np.concatenate([sample.logp[part] for sample, part in zip(samples, token, strict=True)]).astype(np.float32),
         {"from": "ordinary text"},
     )  # fmt: skip
+
+
+def ordinary_activations(
+    model: CausalLM,
+    sequences: Sequence[Int[np.ndarray, " length"]],
+    *,
+    sites: Sequence[str] | str,
+    layers: Sequence[int] | int | str = "all",
+) -> ActivationStore:
+    """Activations of every predicted token of ordinary text, given as token ids (`ordinary_tokens`)."""
+    from rote.internals.neurons.activations import ActivationStore
+    from rote.records.table import RecordTable
+
+    table = RecordTable.from_rows({"token_ids": row.tolist()} for row in sequences)
+    return ActivationStore.capture(model, ordinary_tokens(model, table), sites=sites, layers=layers)
 
 
 def correlations(

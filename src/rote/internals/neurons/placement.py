@@ -2,8 +2,9 @@
 
 For every candidate place the class means are taken, the largest dose is found that costs less than `cost` of perplexity
 on tuning text, and the rise in NLL of the labelled memorized tokens at that dose decides, among the places where random
-directions of the same norm do at most `SHARE` of it (where there are any: elsewhere it is the disturbance that works).
-Probing accuracy does not decide: a place can tell recited tokens apart without causing them (late layers do).
+directions of the same norm do at most `SHARE` of it: elsewhere it is the disturbance that works. Where there is no such
+place, the one at which they do the smallest share is taken. Probing accuracy does not decide: a place can tell recited
+tokens apart without causing them (late layers do).
 
 Everything here uses training passages and tuning text only; what a treatment achieves is measured on others.
 Inferred: how the paper chose its layers is not known here.
@@ -11,7 +12,7 @@ Inferred: how the paper chose its layers is not known here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -119,6 +120,12 @@ def choose_place(
         )
         if progress:
             progress(number + 1, len(directions))
-    specific = [row["random_rise"] <= SHARE * row["rise_memorized"] for row in rows]
-    best = max(range(len(rows)), key=lambda number: (specific[number], rows[number]["rise_memorized"]))
-    return directions[best], rows
+    return directions[max(range(len(rows)), key=lambda number: _preference(rows[number]))], rows
+
+
+def _preference(row: Mapping[str, Any]) -> tuple[float, float]:
+    """The largest rise among specific places; where there are none, the smallest share of random directions."""
+    rise, random = row["rise_memorized"], row["random_rise"]
+    if rise <= 0:
+        return -1.0, rise
+    return (1.0, rise) if random <= SHARE * rise else (0.0, -random / rise)

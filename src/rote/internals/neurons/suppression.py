@@ -24,6 +24,7 @@ from jaxtyping import Int
 
 from rote.errors import InputError
 from rote.internals.neurons.activations import ActivationStore
+from rote.internals.neurons.certainty import ordinary_activations
 from rote.internals.neurons.dose_response import dose_at_cost, dose_response
 from rote.internals.neurons.intervention import (
     MODES,
@@ -124,7 +125,8 @@ def fit_suppression(
         model, labels, sites=sites, layers=layers, progress=lambda done, total: tell("activations", done, total)
     )
     against = tuple(name for number, name in enumerate(labels.kinds) if number != 1)
-    ordinary = _ordinary(model, tuning, sites, layers) if mode == "weighted" else None
+    # every predicted token of the tuning half of retain: what `weighted` must leave alone
+    ordinary = ordinary_activations(model, tuning, sites=sites, layers=layers) if mode == "weighted" else None
     notes = [] if reference is not None else [NO_REFERENCE]
     specific = None
     if ordinary is not None and scale is None:
@@ -202,15 +204,6 @@ def _layers(model: CausalLM, layer: int | None) -> Sequence[int] | str:
         return [layer]
     count = len(blocks(model.hf))
     return [int(number) for number in np.unique(np.linspace(0, count - 1, min(count, MOST_LAYERS)).round())]
-
-
-def _ordinary(model: CausalLM, tuning, sites: Sequence[str], layers) -> ActivationStore:
-    """Every predicted token of the tuning half of retain: what `weighted` must leave alone."""
-    from rote.internals.neurons.certainty import ordinary_tokens
-    from rote.records.table import RecordTable
-
-    table = RecordTable.from_rows({"token_ids": row.tolist()} for row in tuning)
-    return ActivationStore.capture(model, ordinary_tokens(model, table), sites=sites, layers=layers)
 
 
 def _by_units(acts, labels, against, seed: int) -> tuple[Direction, list[dict[str, Any]]]:
