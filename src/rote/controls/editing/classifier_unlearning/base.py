@@ -9,6 +9,7 @@ Knows nothing about: any method, memorization scores, metrics.
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -37,15 +38,15 @@ def constant(learning_rate: float, epochs: int, **more) -> SgdRecipe:
 
 
 @dataclass(frozen=True)
-class Unlearner:
+class Unlearner(ABC):
     """Base: `recipe` is the SGD of the method; `slug` its name on the command line."""
 
     slug: ClassVar[str] = ""
     recipe: SgdRecipe = field(default_factory=SgdRecipe)
 
+    @abstractmethod
     def apply(self, model: nn.Module, forget: Examples, retain: Examples, *, seed: int = 0) -> None:
         """Change `model` in place so that it forgets `forget` and keeps `retain`."""
-        raise NotImplementedError
 
     def as_dict(self) -> dict:
         values = asdict(self)

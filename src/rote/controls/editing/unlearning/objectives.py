@@ -8,6 +8,7 @@ Knows nothing about: optimisers, records, files.
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -45,7 +46,7 @@ class Frozen:
             return states_of(self.hf, input_ids, layer)
 
 
-class Objective:
+class Objective(ABC):
     """Forget and retain loss of one method. Subclasses give `forget`; the retain loss is shared."""
 
     def __init__(self, hf: nn.Module, settings: methods.MethodSettings, *, adapters: Any = None):
@@ -59,10 +60,12 @@ class Objective:
         return self.settings.needs_retain and self.settings.retain_loss in ("kl", "embed_diff")
 
     def prepare(self, items: Sequence[Item], *, batch_size: int, device: torch.device) -> None:
-        """Called once, before the first step."""
+        """Called once, before the first step; nothing by default."""
+        return
 
+    @abstractmethod
     def forget(self, batch: Batch) -> Float[Tensor, ""]:
-        raise NotImplementedError
+        """The method's loss on a batch of the forget set."""
 
     def retain(self, batch: Batch) -> Float[Tensor, ""]:
         logits = logits_of(self.hf, batch.input_ids)
@@ -72,7 +75,8 @@ class Objective:
         return losses.nll_loss(logits, batch.labels)
 
     def after_step(self, epoch: float, retain_loss: float | None) -> None:
-        """Called after every optimiser step with the epochs completed so far."""
+        """Called after every optimiser step with the epochs completed so far; nothing by default."""
+        return
 
 
 class Ascent(Objective):
